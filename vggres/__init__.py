@@ -1,0 +1,11 @@
+"""vggres: why very deep plain convolutional networks do not train, and what fixes them.
+
+A `Run` (what a report did) is trained into a record (what was measured), and every table, figure and
+chapter is read from the records.
+"""
+
+from vggres.models import build
+from vggres.runs import RUNS, Run
+
+__version__ = "0.1.0"
+__all__ = ["RUNS", "Run", "build"]

@@ -1,0 +1,124 @@
+"""The command line: `vggres list | data | train | tables | figures | verify`.
+
+Exit status: 0 done, 1 `verify` found a problem, 2 bad input, 3 the time was up before the last epoch,
+130 interrupted.
+"""
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vggres import data as datasets
+from vggres import records
+from vggres.errors import UserError
+from vggres.runs import RUNS, find
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Why very deep plain convolutional networks do not train, and what fixes them.")
+
+Results = Annotated[Path, typer.Option(help="Folder of records.", default_factory=records.default_root, show_default="results/")]
+DataRoot = Annotated[
+    Path,
+    typer.Option("--data", help="Folder of the dataset, in its binary or python layout.", default_factory=datasets.default_root, show_default="$VGGRES_DATA or ~/.cache/vggres"),
+]
+
+
+def command(function):
+    """Register a command that prints a UserError as one line and exits with 2."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except UserError as e:
+            typer.echo(f"vggres: {e}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("vggres: interrupted; the same command goes on from the last whole epoch", err=True)
+            raise typer.Exit(130) from None
+
+    return app.command(function.__name__.removesuffix("_"))(wrapped)
+
+
+@command
+def list_(results: Results):
+    """Every registered run: where it is reported, and what has been measured."""
+    runs = records.load_runs(results)
+    for run in RUNS.values():
+        mine = runs[runs.run == run.name]
+        state = f"{len(mine)} measured" if len(mine) else "not measured"
+        typer.echo(f"{run.name:42} {state:14} {', '.join(run.exhibits)}")
+
+
+@command
+def data(
+    root: DataRoot,
+    dataset: Annotated[str, typer.Option(help="cifar100 or cifar10.")] = "cifar100",
+):
+    """Download a dataset, check every image, and convert it. What is there already is only checked."""
+    if dataset not in datasets.SPECS:
+        raise UserError(f"no dataset is called {dataset!r}; there are {', '.join(datasets.SPECS)}")
+    folder = datasets.fetch(dataset, root)
+    loaded = datasets.load(dataset, folder)
+    sizes = ", ".join(f"{len(getattr(loaded, split)[1]):,} {split}" for split in ("train", "val", "test"))
+    typer.echo(f"{dataset}: {sizes} images, verified, in {folder}")
+
+
+@command
+def train(
+    names: Annotated[list[str], typer.Argument(help="Runs, as `vggres list` names them.", metavar="NAME...")],
+    root: DataRoot,
+    results: Results,
+    seed: Annotated[int, typer.Option(help="Of the weights, the order of the images and their augmentation.")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="Train fewer or more epochs: a run of another name.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+    minutes: Annotated[float | None, typer.Option(help="Stop cleanly after this time; the same command resumes.")] = None,
+):
+    """Train runs one after the other and record them; what was begun is resumed, what is recorded is kept."""
+    from vggres.engine import pick_device
+    from vggres.training import train as train_run
+
+    import time
+
+    if seed < 0:
+        raise UserError(f"--seed must be 0 or more, not {seed}")
+    if minutes is not None and not minutes > 0:
+        raise UserError(f"--minutes must be positive, not {minutes}")
+    runs = [find(name) if epochs is None else replace(find(name), epochs=epochs) for name in names]
+    pick_device(device)
+    began, loaded = time.monotonic(), {}
+    for run in runs:
+        if run.dataset not in loaded:
+            loaded[run.dataset] = datasets.load(run.dataset, root)
+
+        def say(line, run=run):
+            typer.echo(f"{run.name}, seed {seed}: {line}", err=True)
+
+        left = None if minutes is None else minutes - (time.monotonic() - began) / 60
+        record = train_run(run, seed, loaded[run.dataset], results, device, left, say)
+        if record is None:
+            say("the time is up; the same command goes on from the last whole epoch")
+            raise typer.Exit(3)
+        result = record["result"]
+        if result["test_acc"] is not None:
+            typer.echo(
+                f"{run.name}, seed {seed}: validation {100 * result['val_acc']:.2f} % after epoch {result['epochs']}, "
+                f"test {100 * result['test_acc']:.2f} % (epoch {result['best_epoch']})"
+            )
+
+
+@command
+def verify(results: Results):
+    """Re-hash every record and name what does not match."""
+    problems = records.verify(results)
+    for problem in problems:
+        typer.echo(problem, err=True)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo(f"{len(records.folders(results))} records are whole")
+
+
+if __name__ == "__main__":
+    app()

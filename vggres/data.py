@@ -1,0 +1,344 @@
+"""CIFAR-100 and CIFAR-10 from disk as uint8 arrays, the content-keyed split, and batches.
+
+Nothing depends on the order of the images on disk: splits are checked by an order-independent digest, and the
+images are brought into the order of their hashes.
+"""
+
+import hashlib
+import os
+import pickle
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vggres.errors import UserError
+
+PIXELS = 3 * 32 * 32
+
+
+class DataError(UserError):
+    """The dataset is missing or damaged; the message says where and what to do."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How a dataset lies on disk (its official binary and python layouts) and what proves it genuine."""
+
+    folder: str  # official binary version
+    files: dict[str, tuple[str, ...]]  # split -> files
+    counts: dict[str, int]
+    label_bytes: int  # the fine label is the last of them
+    digests: dict[str, str]
+    names: str  # file of class names
+    python_folder: str  # torchvision's layout
+    python_files: dict[str, tuple[str, ...]]
+    python_labels: tuple[str, ...]
+    python_names: tuple[str, str]
+
+
+SPECS = {
+    "cifar100": Spec(
+        folder="cifar-100-binary",
+        files={"train": ("train.bin",), "test": ("test.bin",)},
+        counts={"train": 50_000, "test": 10_000},
+        label_bytes=2,
+        digests={
+            "train": "6d2a03c47c105e4c34d3a2ff16c2803e8df0e5d6fa0c631e46663a327aeac573",
+            "test": "381b7d98ce1e9b98232a8df0db0a22992654c39ff2433270656ab8ace5a45e65",
+        },
+        names="fine_label_names.txt",
+        python_folder="cifar-100-python",
+        python_files={"train": ("train",), "test": ("test",)},
+        python_labels=("coarse_labels", "fine_labels"),
+        python_names=("meta", "fine_label_names"),
+    ),
+    "cifar10": Spec(
+        folder="cifar-10-batches-bin",
+        files={"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
+        counts={"train": 50_000, "test": 10_000},
+        label_bytes=1,
+        digests={
+            "train": "55a61f79a40ece2ceda9fb5f9f7078f6ea2fc4952489cef56682bcf92cfcc260",
+            "test": "325704b01eb92e1e2a6215ae6a916bb7db7de054af0c496be1c7be2e0fcfbf5f",
+        },
+        names="batches.meta.txt",
+        python_folder="cifar-10-batches-py",
+        python_files={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
+        python_labels=("labels",),
+        python_names=("batches.meta", "label_names"),
+    ),
+}
+
+# The channel statistics that the course framework of reports A and B divides by, on CIFAR-100 too. They are
+# CIFAR-10's; the first layer and its batch normalisation absorb the difference.
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images as uint8 (N, 32, 32, 3), height by width by channel, and labels as int64 (N,), by split."""
+
+    name: str
+    train: tuple[np.ndarray, np.ndarray]
+    val: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    digests: dict[str, str]
+
+    def subset(self, n: int) -> "Data":
+        """The same with at most `n` training, `n // 2` validation and `n // 2` test images, balanced by class."""
+        return Data(
+            self.name, _balanced(self.train, n), _balanced(self.val, n // 2), _balanced(self.test, n // 2), self.digests
+        )
+
+
+def default_root() -> Path:
+    """Where datasets lie: `$VGGRES_DATA`, or `~/.cache/vggres`."""
+    return Path(os.environ.get("VGGRES_DATA") or Path.home() / ".cache" / "vggres")
+
+
+def load(name: str = "cifar100", root: Path | str | None = None) -> Data:
+    """Read and verify a dataset, and split its training images 19 : 1.
+
+    Args:
+        name: "cifar100", "cifar10", or "synthetic" (which needs no file).
+        root: the folder that holds the official binary or python layout, or that layout's own folder.
+
+    Raises:
+        DataError: not found, truncated, or not the genuine images.
+    """
+    if name == "synthetic":
+        return synthetic()
+    if name not in SPECS:
+        raise DataError(f"no dataset is called {name!r}; there are {', '.join(SPECS)} and synthetic")
+    spec, folder = SPECS[name], _find(name, Path(root) if root is not None else default_root())
+    splits, digests = {}, {}
+    for split, count in spec.counts.items():
+        records = _read(folder, spec.files[split], count, spec.label_bytes)
+        labels, pixels = records[:, spec.label_bytes - 1], records[:, spec.label_bytes :]
+        order, digests[split] = _content_order(labels, pixels)
+        if digests[split] != spec.digests[split]:
+            raise DataError(
+                f"{folder}: the {split} images are not {name}'s: digest {digests[split]}, expected "
+                f"{spec.digests[split]}; delete the folder and run `vggres data --dataset {name}`"
+            )
+        images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))[order]
+        splits[split] = images, labels[order].astype(np.int64)
+    train, val = hold_out(*splits["train"])
+    return Data(name, train, val, splits["test"], digests)
+
+
+def available(name: str = "cifar100", root: Path | str | None = None) -> bool:
+    """Whether `load` would find the dataset (not whether it is intact)."""
+    try:
+        _find(name, Path(root) if root is not None else default_root())
+    except DataError:
+        return False
+    return True
+
+
+def hold_out(images: np.ndarray, labels: np.ndarray, share: int = 20):
+    """Split off one image in `share` of each class: those with the smallest SHA-256 of their pixels.
+
+    The choice depends on the images alone, so it is the same for every copy of the dataset.
+
+    Returns: (images, labels) of the training part and of the validation part.
+    """
+    keys = np.array([hashlib.sha256(image.transpose(2, 0, 1).tobytes()).digest() for image in images], "S32")
+    held = np.zeros(len(labels), bool)
+    for c in np.unique(labels):
+        members = np.flatnonzero(labels == c)
+        held[members[np.argsort(keys[members], kind="stable")[: len(members) // share]]] = True
+    return (images[~held], labels[~held]), (images[held], labels[held])
+
+
+def fetch(name: str = "cifar100", root: Path | str | None = None) -> Path:
+    """Download a dataset through torchvision (which shows progress), check it and convert it.
+
+    Returns: the folder of the binary layout. What is already there is not fetched again.
+
+    Raises:
+        DataError: the download failed or the folder cannot be written.
+    """
+    root = Path(root) if root is not None else default_root()
+    if not available(name, root):
+        from torchvision.datasets import CIFAR10, CIFAR100
+
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            {"cifar100": CIFAR100, "cifar10": CIFAR10}[name](root, download=True)
+        except (OSError, RuntimeError) as e:
+            raise DataError(f"{name} could not be downloaded to {root}: {e}") from e
+        (root / f"{SPECS[name].python_folder}.tar.gz").unlink(missing_ok=True)
+    return _find(name, root)
+
+
+def _find(name: str, root: Path) -> Path:
+    spec = SPECS[name]
+    for folder in (root / spec.folder, root):
+        if all((folder / f).is_file() for files in spec.files.values() for f in files):
+            return folder
+    for folder in (root / spec.python_folder, root):
+        if all((folder / f).is_file() for files in spec.python_files.values() for f in files):
+            return _convert(name, folder)
+    raise DataError(
+        f"no {name} in {root} (looked for {spec.folder}/ and {spec.python_folder}/); run `vggres data --dataset {name}`, "
+        "or name the folder that holds it with --data or VGGRES_DATA"
+    )
+
+
+def _convert(name: str, folder: Path) -> Path:
+    """Torchvision's python layout -> the binary layout beside it. A pickle can run code, so torchvision's own
+    MD5 sums are checked before one is opened."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    spec, out = SPECS[name], folder.parent / SPECS[name].folder
+    try:
+        {"cifar100": CIFAR100, "cifar10": CIFAR10}[name](folder.parent)
+    except RuntimeError as e:
+        raise DataError(f"{folder}: damaged or incomplete ({e}); delete it and run `vggres data --dataset {name}`") from e
+    meta, key = spec.python_names
+    try:
+        out.mkdir(exist_ok=True)
+        for split, sources in spec.python_files.items():
+            for source, target in zip(sources, spec.files[split], strict=True):
+                batch = pickle.loads((folder / source).read_bytes(), encoding="latin1")
+                columns = [np.array(batch[label], np.uint8) for label in spec.python_labels]
+                write_atomically(out / target, np.column_stack([*columns, batch["data"]]).tobytes())
+        names = pickle.loads((folder / meta).read_bytes(), encoding="latin1")[key]
+        write_atomically(out / spec.names, "".join(f"{n}\n" for n in names).encode())
+    except OSError as e:
+        raise DataError(f"{out}: cannot be written ({e.strerror}); name another folder with --data") from e
+    return out
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`; a crash at any moment leaves the old file or the new one, whole."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as f:
+        try:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+            os.chmod(f.name, 0o644)
+            os.replace(f.name, path)
+        except BaseException:
+            os.unlink(f.name)
+            raise
+
+
+def _read(folder: Path, files: tuple[str, ...], count: int, label_bytes: int) -> np.ndarray:
+    """(count, label_bytes + 3072) uint8 records of all files."""
+    expected = count // len(files) * (label_bytes + PIXELS)
+    for f in files:
+        size = (folder / f).stat().st_size
+        if size != expected:
+            raise DataError(f"{folder / f}: {size} bytes, expected {expected}; it is truncated or another file: delete it and fetch it again")
+    return np.concatenate([np.fromfile(folder / f, np.uint8) for f in files]).reshape(count, -1)
+
+
+def _content_order(labels: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, str]:
+    """The order of the images by their SHA-256, and the split's order-independent digest: the SHA-256 of the
+    sorted SHA-256 digests of (one byte of fine label + 3072 bytes of pixels, channel first)."""
+    digests = [hashlib.sha256(bytes((label,)) + row.tobytes()).digest() for label, row in zip(labels, pixels, strict=True)]
+    order = sorted(range(len(digests)), key=digests.__getitem__)
+    return np.array(order), hashlib.sha256(b"".join(digests[i] for i in order)).hexdigest()
+
+
+def _balanced(part: tuple[np.ndarray, np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first `n` images, taken class by class in turn."""
+    images, labels = part
+    by_class = np.argsort(labels, kind="stable")
+    rank = np.empty(len(labels), np.int64)
+    rank[by_class] = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])
+    keep = np.sort(np.lexsort((labels, rank))[:n])
+    return images[keep], labels[keep]
+
+
+def synthetic(seed: int = 0, per_class: int = 66) -> Data:
+    """A small procedural set of 100 classes, made in memory: 5,000 training, 600 validation, 1,000 test images.
+
+    A class is one of ten gratings (angle and frequency) in one of ten colours; phase, contrast and noise vary
+    from image to image. It serves the tests and the live cells. Nothing measured on it is a result.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(100), per_class)
+    grating, hue = labels % 10, labels // 10
+    angle = np.pi * grating / 10
+    frequency = np.where(grating % 2 == 0, 0.5, 0.9)[:, None, None]
+    phase = rng.uniform(0, 2 * np.pi, len(labels))[:, None, None]
+    contrast = rng.uniform(0.5, 1.0, len(labels))[:, None, None, None]
+    y, x = np.mgrid[:32, :32]
+    wave = np.cos(frequency * (x * np.cos(angle)[:, None, None] + y * np.sin(angle)[:, None, None]) + phase)
+    colour = np.stack([np.cos(2 * np.pi * (hue / 10 - shift)) for shift in (0, 1 / 3, 2 / 3)], -1)[:, None, None, :]
+    pixels = 128 + 40 * contrast * wave[..., None] + 50 * colour + rng.normal(0, 20, (len(labels), 32, 32, 3))
+    images = pixels.clip(0, 255).astype(np.uint8)
+    order = rng.permutation(len(labels)).reshape(-1)
+    images, labels = images[order], labels[order]
+    parts = [(images[a:b], labels[a:b]) for a, b in ((0, 5000), (5000, 5600), (5600, 6600))]
+    return Data("synthetic", *parts, {"train": "synthetic", "test": "synthetic"})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every random choice of an epoch, drawn up front: which images, in which order, shifted and flipped how.
+
+    index: int64 (n,), a permutation; shift: int64 (n, 2), down and right, in 0..8 (4 is no shift);
+    flip: bool (n,).
+    """
+
+    index: Tensor
+    shift: Tensor
+    flip: Tensor
+
+    def to(self, device: torch.device) -> "Plan":
+        return Plan(self.index.to(device), self.shift.to(device), self.flip.to(device))
+
+    def batches(self, size: int):
+        """The plan in pieces of at most `size` images."""
+        for i in range(0, len(self.index), size):
+            yield Plan(self.index[i : i + size], self.shift[i : i + size], self.flip[i : i + size])
+
+
+def plan_epoch(n: int, seed: int, epoch: int, augment: bool = True) -> Plan:
+    """Draw an epoch's choices for `n` images. They depend on (seed, epoch) alone, not on what ran before or on
+    the device, so a resumed run needs no generator state."""
+    rng = np.random.default_rng((seed, epoch))
+    index, shift, flip = rng.permutation(n), rng.integers(0, 9, (n, 2)), rng.integers(0, 2, n).astype(bool)
+    if not augment:
+        shift, flip = np.full((n, 2), 4), np.zeros(n, bool)
+    return Plan(torch.from_numpy(index), torch.from_numpy(shift), torch.from_numpy(flip))
+
+
+class Images:
+    """Images and labels on a device, from which batches are cut without leaving it.
+
+    Held as uint8 (N, 40, 40, 3), zero-padded by 4, so that a crop is one gather.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, device: torch.device | str = "cpu"):
+        self.padded = torch.nn.functional.pad(torch.from_numpy(images).to(device), (0, 0, 4, 4, 4, 4))
+        self.labels = torch.from_numpy(labels).to(device)
+        scale = 1 / (255 * torch.tensor(STD, device=device))
+        self.scale, self.offset = scale, -torch.tensor(MEAN, device=device) * 255 * scale
+        self.line = torch.arange(32, device=device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, plan: Plan) -> tuple[Tensor, Tensor]:
+        """Normalised images, float32 (B, 3, 32, 32) in channels_last memory, and labels (B,)."""
+        rows = plan.shift[:, :1] + self.line
+        cols = plan.shift[:, 1:] + torch.where(plan.flip[:, None], 31 - self.line, self.line)
+        crop = self.padded[plan.index[:, None, None], rows[:, :, None], cols[:, None, :]]
+        x = torch.addcmul(self.offset, crop.float(), self.scale)
+        return x.permute(0, 3, 1, 2), self.labels[plan.index]
+
+    def batches(self, size: int = 500):
+        """All images in order, unchanged: for evaluation."""
+        for i in range(0, len(self), size):
+            crop = self.padded[i : i + size, 4:36, 4:36]
+            x = torch.addcmul(self.offset, crop.float(), self.scale)
+            yield x.permute(0, 3, 1, 2), self.labels[i : i + size]

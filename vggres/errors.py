@@ -1,0 +1,5 @@
+"""The one kind of error that its reader can mend."""
+
+
+class UserError(Exception):
+    """One line that says what was wrong, where, and what to do; the command line prints it and exits with 2."""

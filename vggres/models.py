@@ -1,0 +1,159 @@
+"""The networks of reports A and B: one `VGG`, one `Block`, and `build(name)`.
+
+Every convolution is 3x3, stride 1, padding 1, with 32 filters; the initialisation is PyTorch's default.
+"""
+
+from collections import OrderedDict
+from difflib import get_close_matches
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vggres.errors import UserError
+
+Residual = Literal["none", "processing", "all"]
+
+
+class Block(nn.Module):
+    """`convs` convolutions, the last activation after the addition of the shortcut (if there is one).
+
+    A processing block keeps the image size and its convolutions have no bias. A reduction block halves the
+    image by average pooling after its first activation, and its convolutions have a bias.
+
+    With `norm`, batch normalisation follows each convolution, before the activation (report A, section 5).
+    The shortcut is the identity; across a reduction it is the average-pooled identity (report B), or, with
+    `project`, pooling, a 1x1 convolution and batch normalisation (report A, "Additional experiments", which
+    names neither the kernel size nor the place of the pooling: both are our choice).
+
+    Shapes: (N, C, H, W) -> (N, C, H, W), or (N, C, H // 2, W // 2) for a reduction block.
+    """
+
+    def __init__(self, channels: int, convs: int, reduce: bool, norm: bool, skip: bool, project: bool, act: nn.Module):
+        super().__init__()
+        self.reduce, self.skip, self.act = reduce, skip, act
+        for i in range(1, convs + 1):
+            self.add_module(f"conv{i}", nn.Conv2d(channels, channels, 3, padding=1, bias=reduce))
+            self.add_module(f"norm{i}", nn.BatchNorm2d(channels) if norm else nn.Identity())
+        self.shortcut = nn.Identity()
+        if skip and reduce and project:
+            self.shortcut = nn.Sequential(
+                OrderedDict(conv=nn.Conv2d(channels, channels, 1, bias=False), norm=nn.BatchNorm2d(channels))
+            )
+        self.convs = convs
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x
+        for i in range(1, self.convs + 1):
+            h = self.get_submodule(f"norm{i}")(self.get_submodule(f"conv{i}")(h))
+            if i < self.convs:
+                h = self.act(h)
+            if i == 1 and self.reduce:
+                h = F.avg_pool2d(h, 2)
+        if self.skip:
+            h = h + self.shortcut(F.avg_pool2d(x, 2) if self.reduce else x)
+        return self.act(h)
+
+
+class VGG(nn.Sequential):
+    """Entry, `stages` times (`blocks` processing blocks and a reduction block), global average pool, linear.
+
+    The entry convolution has no bias and is *always* followed by batch normalisation, in the plain nets too.
+
+    Args:
+        stages, blocks: depth; `stages * (blocks + 1)` blocks of `convs` convolutions.
+        norm: batch normalisation after every convolution, not only the entry's.
+        residual: which blocks have a shortcut: "none", "processing" (report A) or "all" (report B).
+        convs: convolutions a block; 3 in report A's additional experiments.
+        project: the reduction shortcut is a convolution with batch normalisation, not a pooled identity.
+        act: the activation, shared by all layers; it must hold no state.
+
+    Shapes: (N, 3, 32, 32) float -> (N, classes) logits.
+    """
+
+    def __init__(
+        self,
+        stages: int,
+        blocks: int,
+        norm: bool = False,
+        residual: Residual = "none",
+        convs: int = 2,
+        project: bool = False,
+        act: nn.Module | None = None,
+        filters: int = 32,
+        classes: int = 100,
+    ):
+        act = act or nn.LeakyReLU(0.01)
+
+        def block(reduce: bool) -> Block:
+            skip = residual == "all" or (residual == "processing" and not reduce)
+            return Block(filters, convs, reduce, norm, skip, project, act)
+
+        parts: list[tuple[str, nn.Module]] = [
+            ("entry", nn.Sequential(OrderedDict(conv=nn.Conv2d(3, filters, 3, padding=1, bias=False), norm=nn.BatchNorm2d(filters), act=act)))
+        ]
+        for s in range(1, stages + 1):
+            inner = [(f"block{b}", block(reduce=False)) for b in range(1, blocks + 1)]
+            parts.append((f"stage{s}", nn.Sequential(OrderedDict([*inner, ("reduce", block(reduce=True))]))))
+        parts += [("pool", GlobalAveragePool()), ("head", nn.Linear(filters, classes))]
+        super().__init__(OrderedDict(parts))
+
+
+class GlobalAveragePool(nn.Module):
+    """Mean over height and width, (N, C, H, W) -> (N, C).
+
+    Unlike `nn.AdaptiveAvgPool2d(1)`, its backward pass is deterministic on CUDA.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+# Report A's BN+RC has shortcuts in processing blocks only; report B's "ResNet" in every block.
+MODELS: dict[str, dict] = {
+    "vgg08": dict(stages=3, blocks=0),
+    "vgg38": dict(stages=3, blocks=5),
+    "vgg38-bn": dict(stages=3, blocks=5, norm=True),
+    "vgg38-rc": dict(stages=3, blocks=5, residual="processing"),
+    "vgg38-bn-rc": dict(stages=3, blocks=5, norm=True, residual="processing"),
+    "vgg38-resnet": dict(stages=3, blocks=5, norm=True, residual="all"),
+    "vgg38-resnet-sigmoid": dict(stages=3, blocks=5, norm=True, residual="all", act=nn.Sigmoid()),
+    "vgg68-resnet": dict(stages=3, blocks=10, norm=True, residual="all"),
+    "vgg72-resnet": dict(stages=5, blocks=6, norm=True, residual="all"),
+    "vgg106-resnet": dict(stages=5, blocks=12, norm=True, residual="all"),
+    "vgg16-bn-rc": dict(stages=2, blocks=1, norm=True, residual="all", convs=3, project=True),
+    "vgg50-bn-rc": dict(stages=3, blocks=4, norm=True, residual="all", convs=3, project=True),
+    "vgg150-bn-rc": dict(stages=4, blocks=11, norm=True, residual="all", convs=3, project=True),
+}
+
+
+def build(name: str, seed: int | None = None) -> VGG:
+    """The network of that name, with PyTorch's default initialisation.
+
+    Args:
+        name: a key of `MODELS`, such as "vgg38-bn-rc".
+        seed: draw the initial weights from this seed (the global generator is left as it was); without one
+            they come from the global generator.
+
+    Raises:
+        UserError: no such network; the message names the nearest ones.
+    """
+    if name not in MODELS:
+        near = get_close_matches(name, MODELS, cutoff=0.3) or list(MODELS)
+        raise UserError(f"no network is called {name!r}; the nearest: {', '.join(near)}")
+    if seed is None:
+        return VGG(**MODELS[name])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VGG(**MODELS[name])
+
+
+def layers(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The convolutions and linear layers in forward order, with names such as "stage1.block2.conv1"."""
+    return [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+def count_parameters(net: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)

@@ -1,0 +1,239 @@
+"""The record on disk: what it holds, how it is written and read, and how it is proved whole.
+
+`results/runs/<run>/seed<k>/` holds `history.csv`, `gradients.csv` and, written last, `run.json` with the SHA-256
+of both, of itself, and the provenance. Losses are in nats, accuracies are fractions of 1, times are seconds.
+"""
+
+import csv
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+
+from vggres.data import SPECS, write_atomically
+from vggres.errors import UserError
+from vggres.runs import RUNS, Run
+
+SCHEMA = 1
+HISTORY = {
+    "epoch": "d",
+    "train_loss": ".6f",
+    "train_acc": ".6f",
+    "val_loss": ".6f",
+    "val_acc": ".6f",
+    "lr": ".6g",  # of the epoch's last step
+    "seconds": ".2f",
+}
+
+
+def default_root() -> Path:
+    """`$VGGRES_RESULTS`, or `results/` of the checkout, or `results/` here where vggres is installed apart."""
+    if root := os.environ.get("VGGRES_RESULTS"):
+        return Path(root)
+    checkout = Path(__file__).resolve().parent.parent / "results"
+    return checkout if checkout.is_dir() else Path("results")
+
+
+def folder_of(results: Path | str, name: str, seed: int) -> Path:
+    """Where the record of a run and seed lies."""
+    return Path(results) / "runs" / name / f"seed{seed}"
+
+
+@functools.cache
+def provenance() -> dict:
+    """The commit of the code that runs, and whether tracked files differ from it.
+
+    It is read once in a process, since what is edited later is not what runs. `VGGRES_COMMIT` names it where the tree stands without its repository.
+
+    Raises:
+        UserError: there is no commit to be found; a record without one would prove nothing.
+    """
+    if commit := os.environ.get("VGGRES_COMMIT"):
+        return {"commit": commit, "dirty": False}
+    here = Path(__file__).resolve()
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", str(here.parent), *args], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        raise UserError(
+            f"a record needs the commit of the code, and {here.parent} is not in a git checkout; train from a clone, "
+            "or set VGGRES_COMMIT to the commit"
+        ) from None
+
+
+def environment() -> dict:
+    """Versions that a number could depend on."""
+    import numpy
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def history_csv(rows: list[dict]) -> str:
+    """One line an epoch, with fixed digits."""
+    return _csv(list(HISTORY), ([format(row[k], f) for k, f in HISTORY.items()] for row in rows))
+
+
+def gradients_csv(rows: list[dict]) -> str:
+    """One line an epoch (0 is before the first step), one column a layer, 4 significant digits."""
+    columns = list(rows[0]) if rows else ["epoch"]
+    return _csv(columns, ([row["epoch"], *(format(row[k], ".4g") for k in columns[1:])] for row in rows))
+
+
+def _csv(header: list[str], rows) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([header, *rows])
+    return out.getvalue()
+
+
+def write(folder: Path, record: dict, history: list[dict], gradients: list[dict]) -> None:
+    """Write a whole record; `run.json` comes last, so a record that can be seen is complete."""
+    files = {"history.csv": history_csv(history).encode(), "gradients.csv": gradients_csv(gradients).encode()}
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    record = {"schema": SCHEMA, **record, "files": {name: _sha256(content) for name, content in files.items()}}
+    record["sha256"] = _sha256(_canonical(record))
+    write_atomically(folder / "run.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+
+
+def summarise(history: list[dict]) -> dict:
+    """The part of a record's result that its history tells: the last epoch and the best validation accuracy.
+
+    The first of equally good epochs counts; a value that is not finite becomes None.
+    """
+    last = history[-1]
+    best = max((r for r in history if math.isfinite(r["val_loss"])), key=lambda r: r["val_acc"], default=None)
+    result = {"epochs": last["epoch"]}
+    result |= {k: rounded(last[k]) for k in ("train_loss", "train_acc", "val_loss", "val_acc")}
+    return result | {
+        "best_epoch": best and best["epoch"],
+        "best_val_acc": best and rounded(best["val_acc"]),
+    }
+
+
+def rounded(x: float) -> float | None:
+    """As many digits as `history.csv` prints, or None for what is not finite."""
+    return float(format(x, ".6f")) if math.isfinite(x) else None
+
+
+def read(folder: Path) -> dict:
+    """The record in a folder.
+
+    Raises:
+        UserError: it is not there or cannot be read.
+    """
+    try:
+        return json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError) as e:
+        raise UserError(f"{folder / 'run.json'}: no readable record ({e})") from e
+
+
+def folders(results: Path | str) -> list[Path]:
+    """All folders that hold a record, sorted."""
+    return sorted(p.parent for p in Path(results).glob("runs/*/seed*/run.json"))
+
+
+def load_runs(results: Path | str | None = None) -> pd.DataFrame:
+    """All records as a tidy table: one row a run and seed, with the result, the device and the provenance.
+
+    Columns: run, seed, status, every field of the record's `result`, params, device, precision, torch, commit,
+    digest, wall_s.
+    """
+    rows = []
+    for folder in folders(results or default_root()):
+        r = read(folder)
+        rows.append(
+            {
+                "run": r["run"]["name"],
+                "seed": r["seed"],
+                "status": r["status"],
+                **r["result"],
+                "params": r["model"]["params"],
+                "device": r["device"]["name"],
+                "precision": r["device"]["precision"],
+                "torch": r["env"]["torch"],
+                "commit": r["git"]["commit"],
+                "digest": r["data"]["digest_train"],
+                "wall_s": r["time"]["wall_s"],
+            }
+        )
+    empty = ["run", "seed", "status", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "commit"]
+    return pd.DataFrame(rows, columns=None if rows else empty)
+
+
+def load_series(name: str, file: str, results: Path | str | None = None) -> pd.DataFrame:
+    """`history.csv` or `gradients.csv` of every seed of a run, with a `seed` column; empty if there is none."""
+    parts = []
+    for folder in folders(results or default_root()):
+        if folder.parent.name == name:
+            parts.append(pd.read_csv(folder / file).assign(seed=int(folder.name.removeprefix("seed"))))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["epoch", "seed"])
+
+
+def verify(results: Path | str) -> list[str]:
+    """Check every record against its own hashes, its history, the registry and the published digests.
+
+    Returns: one line a problem; an empty list means that all records are whole.
+    """
+    problems = []
+    for folder in folders(results):
+        try:
+            problems += [f"{folder}: {problem}" for problem in _check(folder)]
+        except (UserError, KeyError, TypeError, ValueError) as e:
+            problems.append(f"{folder}: not a readable record ({type(e).__name__}: {e})")
+    return problems
+
+
+def _check(folder: Path):
+    record = read(folder)
+    claimed = record.pop("sha256", None)
+    if claimed != _sha256(_canonical(record)):
+        yield "run.json was changed after it was written"
+    for name, digest in record["files"].items():
+        if not (folder / name).is_file():
+            yield f"{name} is missing"
+        elif _sha256((folder / name).read_bytes()) != digest:
+            yield f"{name} was changed after it was written"
+    run = Run.from_dict(record["run"])
+    if run.name != record["run"]["name"] or folder.parent.name != run.name or folder.name != f"seed{record['seed']}":
+        yield f"lies in the wrong place: it is {run.name}, seed {record['seed']}"
+    if run.name in RUNS and run != RUNS[run.name]:
+        yield "its settings are not those of the registered run"
+    if run.dataset in SPECS:
+        genuine = SPECS[run.dataset].digests
+        if any(record["data"][f"digest_{split}"] != genuine[split] for split in ("train", "test")):
+            yield f"was not trained on the genuine {run.dataset}"
+    if not re.fullmatch(r"[0-9a-f]{40}", record["git"]["commit"]):
+        yield f"has no commit: {record['git']['commit']!r}"
+    history = pd.read_csv(folder / "history.csv").to_dict("records")
+    if [r["epoch"] for r in history] != list(range(1, record["result"]["epochs"] + 1)):
+        yield "history.csv has not one line an epoch"
+    elif any(record["result"][k] != v for k, v in summarise(history).items()):
+        yield "run.json and history.csv disagree"
+    if record["status"] == "completed" and record["result"]["epochs"] != run.epochs:
+        yield f"is called completed after {record['result']['epochs']} of {run.epochs} epochs"
+
+
+def _canonical(record: dict) -> bytes:
+    return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

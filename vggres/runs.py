@@ -1,0 +1,152 @@
+"""`Run`, what a report did, as one frozen line; and `RUNS`, the registry of the reports' experiments.
+
+Reported numbers are not here: they are in `results/reported.csv`, joined by the run's name.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
+from typing import Literal
+
+from vggres.errors import UserError
+
+LR_END = 2e-5  # the floor of the cosine, the same in both reports
+Schedule = Literal["cosine-epoch", "cosine-step"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training experiment: a network, the data and the recipe.
+
+    Attributes:
+        model: a name that `vggres.build` knows.
+        dataset: "cifar100", "cifar10" or "synthetic".
+        epochs, batch: passes over the training set, and images a step.
+        lr, weight_decay: Adam's step size at the start and its coupled L2 coefficient.
+        schedule: which of the two meanings of "cosine annealing", see `lr_at`.
+        augment: random crop of 32 after zero padding by 4, and horizontal flip.
+        limit: use only this many training images (None: all); for short runs in tests and chapters.
+        exhibits: where the reports print it, such as "A/Table 1"; not part of what is run.
+    """
+
+    model: str
+    dataset: str = "cifar100"
+    epochs: int = 100
+    batch: int = 100
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    optimizer: str = "adam"
+    schedule: Schedule = "cosine-epoch"
+    augment: bool = True
+    limit: int | None = None
+    exhibits: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self):
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.lr > 0:
+            raise UserError(f"lr must be positive, not {self.lr}")
+
+    @property
+    def name(self) -> str:
+        """The slug: the model, then whatever differs from report A's defaults."""
+        parts = [self.model]
+        if self.dataset != "cifar100":
+            parts.append(self.dataset)
+        if self.lr != 1e-3:
+            parts.append(f"lr{_short(self.lr)}")
+        if self.weight_decay:
+            parts.append(f"wd{_short(self.weight_decay)}")
+        if self.batch != 100:
+            parts.append(f"batch{self.batch}")
+        if self.schedule != "cosine-epoch":
+            parts.append(self.schedule)
+        if not self.augment:
+            parts.append("no-augment")
+        if self.limit:
+            parts.append(f"{self.limit}-images")
+        if self.epochs != 100:
+            parts.append(f"{self.epochs}ep")
+        return "-".join(parts)
+
+    def lr_at(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of a step (counted from 0 over the whole run).
+
+        `lr(t) = end + (lr - end) (1 + cos(pi t / epochs)) / 2`, where `end` is 2e-5 and t counts
+
+        - epochs in "cosine-epoch": one half period, a true annealing (Loshchilov and Hutter, 2017);
+        - steps in "cosine-step": the rate swings with a period of `2 * epochs` steps for the whole run. It is
+          what comes out when a scheduler made for epochs is called after every mini-batch.
+        """
+        t = step // steps_per_epoch if self.schedule == "cosine-epoch" else step
+        return LR_END + (self.lr - LR_END) * (1 + math.cos(math.pi * t / self.epochs)) / 2
+
+    def tiny(self, dataset: str = "synthetic", limit: int = 2000, epochs: int = 2, **changes) -> "Run":
+        """The same recipe cut down to seconds, for tests and live cells; its name says so."""
+        return replace(self, dataset=dataset, limit=limit, epochs=epochs, exhibits=(), **changes)
+
+    def to_dict(self) -> dict:
+        """All fields, the name first, as JSON types."""
+        return {"name": self.name, **asdict(self), "exhibits": list(self.exhibits)}
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "Run":
+        """The inverse of `to_dict`."""
+        fields = {k: v for k, v in fields.items() if k != "name"}
+        return cls(**{**fields, "exhibits": tuple(fields.get("exhibits", ()))})
+
+
+def _short(x: float) -> str:
+    """0.001 -> '1e-3', 0.005 -> '5e-3'."""
+    mantissa, exponent = f"{x:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+# Report A's text gives these settings for two rows whose table and captions say otherwise.
+TEXT_OF_A = dict(epochs=250, batch=264, weight_decay=1e-6)
+
+_ALL = [
+    # Report A, Table 1, in its order.
+    Run("vgg08", exhibits=("A/Table 1", "A/Figure 1", "A/Figure 2", "B/Set 1")),
+    Run("vgg38", exhibits=("A/Table 1", "A/Figure 1", "A/Figure 3", "B/Set 1")),
+    Run("vgg38-bn", exhibits=("A/Table 1", "A/Figure 6", "B/Set 1")),
+    Run("vgg38-rc", exhibits=("A/Table 1",)),
+    Run("vgg38-bn-rc", exhibits=("A/Table 1",)),
+    Run("vgg38-bn", lr=1e-2, exhibits=("A/Table 1",)),
+    Run("vgg38-bn-rc", lr=1e-2, exhibits=("A/Table 1", "A/Figure 4", "A/Figure 5")),
+    # Report B, set 1: the rest of it.
+    Run("vgg38-resnet", exhibits=("B/Set 1", "B/Set 1a")),
+    Run("vgg38-resnet-sigmoid", exhibits=("B/Set 1",)),
+    # What report A's text says of two rows of its Table 1.
+    Run("vgg38-bn", **TEXT_OF_A, exhibits=("A/text",)),
+    Run("vgg38-bn-rc", lr=1e-2, **TEXT_OF_A, exhibits=("A/text",)),
+    # Table 1 under the other meaning of "cosine annealing".
+    Run("vgg08", schedule="cosine-step"),
+    Run("vgg38", schedule="cosine-step"),
+    Run("vgg38-bn", schedule="cosine-step"),
+    Run("vgg38-rc", schedule="cosine-step"),
+    Run("vgg38-bn-rc", schedule="cosine-step"),
+    Run("vgg38-bn", lr=1e-2, schedule="cosine-step"),
+    Run("vgg38-bn-rc", lr=1e-2, schedule="cosine-step"),
+    # Five epochs of the nets of the story: what two CPU cores measure in ten minutes each.
+    Run("vgg08", epochs=5),
+    Run("vgg38", epochs=5),
+    Run("vgg38-bn", epochs=5),
+    Run("vgg38-rc", epochs=5),
+    Run("vgg38-bn-rc", epochs=5),
+]
+RUNS: dict[str, Run] = {run.name: run for run in _ALL}
+TABLE_1 = [run.name for run in _ALL[:7]]
+
+
+def find(name: str) -> Run:
+    """The registered run of that name.
+
+    Raises:
+        UserError: no such run; the message names the nearest ones.
+    """
+    if name not in RUNS:
+        near = get_close_matches(name, RUNS, n=4, cutoff=0.3)
+        raise UserError(f"no run is called {name!r}; " + (f"the nearest: {', '.join(near)}" if near else "`vggres list` names them all"))
+    return RUNS[name]

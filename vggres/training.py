@@ -1,0 +1,239 @@
+"""`train`: the loop, selection on the validation set, checkpoint and exact resume."""
+
+import hashlib
+import io
+import math
+import os
+import platform
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from vggres import records
+from vggres.data import Data, Images, plan_epoch, write_atomically
+from vggres.engine import Engine, pick_device
+from vggres.errors import UserError
+from vggres.gradients import flow_on, gradient_flow
+from vggres.models import build, count_parameters, layers
+from vggres.runs import Run
+
+
+@dataclass
+class State:
+    """What a run has reached: all that a checkpoint holds beside the weights."""
+
+    history: list[dict] = field(default_factory=list)
+    gradients: list[dict] = field(default_factory=list)
+    best: dict | None = None  # weights after the epoch of the best validation accuracy
+    diverged: bool = False
+    wall_s: float = 0.0
+    resumes: int = 0
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    git: list[dict] = field(default_factory=list)  # one entry a commit that trained a part of it
+
+    @property
+    def epoch(self) -> int:
+        return len(self.history)
+
+
+def train(
+    run: Run,
+    seed: int,
+    data: Data,
+    results: Path | str,
+    device: str = "auto",
+    minutes: float | None = None,
+    say=lambda line: None,
+) -> dict | None:
+    """Train a run and write its record; what was begun is resumed, what is recorded is not trained again.
+
+    A run that is killed anywhere and started again ends with the same history, gradients and weights, bit for
+    bit on the same machine: checkpoints are written after each epoch, and an epoch's randomness depends on
+    (seed, epoch) alone.
+
+    Args:
+        seed: of the initial weights, the order of the images and their augmentation.
+        results: the folder of records.
+        device: "auto", "cpu", "cuda", ...
+        minutes: stop cleanly after this time; the same call goes on later.
+        say: is called with a line for the user, such as "resumes after epoch 12".
+
+    Returns: the record, or None when the time was up first.
+
+    Raises:
+        UserError: the results folder cannot be written, another process trains this run, the checkpoint is of
+            another configuration, the device is absent.
+    """
+    deadline = time.monotonic() + (minutes * 60 if minutes is not None else math.inf)
+    with claim(records.folder_of(results, run.name, seed)) as folder:
+        if (folder / "run.json").exists():
+            say(f"is recorded already in {folder}; delete that folder to measure again")
+            return records.read(folder)
+        git = records.provenance()
+        engine = Engine(build(run.model, seed), run.lr, run.weight_decay, pick_device(device))
+        state = resume(folder, run, seed, engine, say) or State()
+        if git not in state.git:
+            state.git.append(git)
+        if run.limit:
+            data = data.subset(run.limit)
+        train_set, val_set, test_set = (Images(*part, engine.device) for part in (data.train, data.val, data.test))
+        if not state.gradients:
+            first = next(plan_epoch(len(train_set), seed, 0, run.augment).to(engine.device).batches(run.batch))
+            state.gradients.append({"epoch": 0, **flow_on(engine.net, *train_set.batch(first))})
+
+        steps = math.ceil(len(train_set) / run.batch)
+        with progress(run, len(train_set), state) as bar:
+            while state.epoch < run.epochs and not state.diverged:
+                began, epoch = time.monotonic(), state.epoch
+                if began + seconds_an_epoch(state) > deadline:
+                    return None
+                plan = plan_epoch(len(train_set), seed, epoch, run.augment).to(engine.device)
+                for i, batch in enumerate(plan.batches(run.batch)):
+                    if time.monotonic() > deadline:
+                        return None
+                    lr = run.lr_at(epoch * steps + i, steps)
+                    engine.step(train_set, batch, lr)
+                    bar.update(len(batch.index))
+                train_loss, train_acc = engine.metrics()
+                val_loss, val_acc = engine.evaluate(val_set)
+                state.gradients.append({"epoch": epoch + 1, **gradient_flow(engine.net)})
+                seconds = time.monotonic() - began
+                state.history.append(
+                    dict(epoch=epoch + 1, train_loss=train_loss, train_acc=train_acc, val_loss=val_loss, val_acc=val_acc, lr=lr, seconds=seconds)
+                )
+                state.diverged = not math.isfinite(train_loss)
+                if records.summarise(state.history)["best_epoch"] == epoch + 1:
+                    state.best = {k: v.detach().cpu().clone() for k, v in engine.net.state_dict().items()}
+                state.wall_s += seconds
+                save(folder, run, seed, engine, state)
+                bar.set_postfix_str(f"epoch {epoch + 1}, loss {train_loss:.3f}, val {100 * val_acc:.1f} %")
+
+        record = measure(run, seed, data, engine, state, test_set)
+        records.write(folder, record, state.history, state.gradients)
+        for path in checkpoints(folder):
+            path.unlink(missing_ok=True)
+        if state.diverged:
+            say(f"diverged in epoch {state.epoch}: the training loss is not finite; the record is kept in {folder}")
+        return records.read(folder)
+
+
+def measure(run: Run, seed: int, data: Data, engine: Engine, state: State, test_set: Images) -> dict:
+    """The record of a finished run. The test set is seen here, once: by the last weights and by the best."""
+    result = records.summarise(state.history) | dict(test_loss=None, test_acc=None, test_loss_last=None, test_acc_last=None)
+    if not state.diverged:
+        result["test_loss_last"], result["test_acc_last"] = map(records.rounded, engine.evaluate(test_set))
+    if state.best is not None:
+        engine.net.load_state_dict(state.best)
+        result["test_loss"], result["test_acc"] = map(records.rounded, engine.evaluate(test_set))
+    return {
+        "run": run.to_dict(),
+        "seed": seed,
+        "status": "diverged" if state.diverged else "completed",
+        "error": f"the training loss of epoch {state.epoch} is not finite" if state.diverged else None,
+        "model": {"params": count_parameters(engine.net), "layers": len(layers(engine.net))},
+        "data": {
+            "name": data.name,
+            **{f"digest_{split}": digest for split, digest in data.digests.items()},
+            **{split: len(getattr(data, split)[1]) for split in ("train", "val", "test")},
+        },
+        "result": result,
+        "device": {
+            "type": engine.device.type,
+            "name": device_name(engine.device),
+            "precision": engine.precision,
+            "threads": torch.get_num_threads(),
+        },
+        "env": records.environment(),
+        "git": state.git[0] | ({"later": state.git[1:]} if state.git[1:] else {}),
+        "time": {"started": state.started, "wall_s": round(state.wall_s, 1), "resumes": state.resumes},
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The model name of the GPU, or of the processor with its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{model}, {os.cpu_count()} cores"
+
+
+@contextmanager
+def claim(folder: Path):
+    """The run's folder, made if missing, proved writable, and locked against a second process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "train.lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{folder}: another process is training this run; wait for it, or choose another --seed or --results") from None
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be written ({e.strerror}); choose another folder with --results") from e
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def progress(run: Run, images: int, state: State) -> tqdm:
+    """A bar over all images of the run, with images/s and time left; silent where there is no terminal."""
+    return tqdm(
+        total=run.epochs * images, initial=state.epoch * images, desc=run.name, unit=" images", unit_scale=True, disable=None, smoothing=0.05
+    )
+
+
+def seconds_an_epoch(state: State) -> float:
+    return state.history[-1]["seconds"] if state.history else 0.0
+
+
+def checkpoints(folder: Path) -> tuple[Path, Path]:
+    """The newest checkpoint and the one before it."""
+    return folder / "checkpoint.pt", folder / "checkpoint-previous.pt"
+
+
+def save(folder: Path, run: Run, seed: int, engine: Engine, state: State) -> None:
+    """Write the newest checkpoint, keeping the one before. The file is a SHA-256 and what `torch.save` gives."""
+    content = io.BytesIO()
+    torch.save(
+        {"run": run.to_dict(), "seed": seed, "state": asdict(state), "net": engine.net.state_dict(), "optimizer": engine.optimizer.state_dict()},
+        content,
+    )
+    newest, previous = checkpoints(folder)
+    if newest.exists():
+        os.replace(newest, previous)
+    write_atomically(newest, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+
+
+def resume(folder: Path, run: Run, seed: int, engine: Engine, say) -> State | None:
+    """Put the engine where the newest whole checkpoint left it; None if there is none to resume.
+
+    Raises:
+        UserError: the checkpoint is of other settings, or all checkpoints are damaged.
+    """
+    present = [path for path in checkpoints(folder) if path.exists()]
+    for path in present:
+        digest, content = path.read_bytes()[:32], path.read_bytes()[32:]
+        if hashlib.sha256(content).digest() != digest:
+            say(f"{path} is damaged; it is passed over")
+            continue
+        saved = torch.load(io.BytesIO(content), map_location=engine.device, weights_only=True)
+        if Run.from_dict(saved["run"]) != run or saved["seed"] != seed:
+            raise UserError(f"{path} is of other settings: {saved['run']}, seed {saved['seed']}; delete it to begin anew, or choose another --results")
+        engine.net.load_state_dict(saved["net"])
+        engine.optimizer.load_state_dict(saved["optimizer"])
+        state = State(**saved["state"])
+        state.resumes += 1
+        say(f"resumes after epoch {state.epoch} of {run.epochs}")
+        return state
+    if present:
+        raise UserError(f"{folder}: no checkpoint is whole ({', '.join(p.name for p in present)}); delete them to begin anew")
+    return None
