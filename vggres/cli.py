@@ -16,12 +16,24 @@ from vggres import records
 from vggres.errors import UserError
 from vggres.runs import RUNS, find
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Why very deep plain convolutional networks do not train, and what fixes them.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Why very deep plain convolutional networks do not train, and what fixes them.",
+)
 
-Results = Annotated[Path, typer.Option(help="Folder of records.", default_factory=records.default_root, show_default="results/")]
+Results = Annotated[
+    Path,
+    typer.Option(help="Folder of records.", default_factory=records.default_root, show_default="results/"),
+]
 DataRoot = Annotated[
     Path,
-    typer.Option("--data", help="Folder of the dataset, in its binary or python layout.", default_factory=datasets.default_root, show_default="$VGGRES_DATA or ~/.cache/vggres"),
+    typer.Option(
+        "--data",
+        help="Folder of the dataset, in its binary or python layout.",
+        default_factory=datasets.default_root,
+        show_default="$VGGRES_DATA or ~/.cache/vggres",
+    ),
 ]
 
 
@@ -74,13 +86,15 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the weights, the order of the images and their augmentation.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Train fewer or more epochs: a run of another name.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
-    minutes: Annotated[float | None, typer.Option(help="Stop cleanly after this time; the same command resumes.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop cleanly after this time; the same command resumes.")
+    ] = None,
 ):
     """Train runs one after the other and record them; what was begun is resumed, what is recorded is kept."""
+    import time
+
     from vggres.engine import pick_device
     from vggres.training import train as train_run
-
-    import time
 
     if seed < 0:
         raise UserError(f"--seed must be 0 or more, not {seed}")
@@ -107,6 +121,34 @@ def train(
                 f"{run.name}, seed {seed}: validation {100 * result['val_acc']:.2f} % after epoch {result['epochs']}, "
                 f"test {100 * result['test_acc']:.2f} % (epoch {result['best_epoch']})"
             )
+
+
+@command
+def tables(
+    results: Results,
+    readme: Annotated[
+        Path | None, typer.Option(help="Renew the generated part of this file instead of printing.")
+    ] = None,
+):
+    """Table 1 as reported and as measured, in Markdown."""
+    from vggres.tables import readme_table, update_readme
+
+    if readme is None:
+        typer.echo(readme_table(results))
+        return
+    try:
+        datasets.write_atomically(readme, update_readme(readme.read_text(), results).encode())
+    except (OSError, ValueError) as e:
+        raise UserError(f"{readme}: cannot be renewed: {e}") from e
+
+
+@command
+def figures(results: Results, out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("figures")):
+    """Render every figure whose runs are recorded, as SVG and PNG."""
+    from vggres.figures import render
+
+    for name, missing in render(out, results):
+        typer.echo(f"{name}: {missing or f'{out / name}.svg, .png'}")
 
 
 @command

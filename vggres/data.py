@@ -91,7 +91,11 @@ class Data:
     def subset(self, n: int) -> "Data":
         """The same with at most `n` training, `n // 2` validation and `n // 2` test images, balanced by class."""
         return Data(
-            self.name, _balanced(self.train, n), _balanced(self.val, n // 2), _balanced(self.test, n // 2), self.digests
+            self.name,
+            _balanced(self.train, n),
+            _balanced(self.val, n // 2),
+            _balanced(self.test, n // 2),
+            self.digests,
         )
 
 
@@ -185,8 +189,8 @@ def _find(name: str, root: Path) -> Path:
         if all((folder / f).is_file() for files in spec.python_files.values() for f in files):
             return _convert(name, folder)
     raise DataError(
-        f"no {name} in {root} (looked for {spec.folder}/ and {spec.python_folder}/); run `vggres data --dataset {name}`, "
-        "or name the folder that holds it with --data or VGGRES_DATA"
+        f"no {name} in {root} (looked for {spec.folder}/ and {spec.python_folder}/); "
+        f"run `vggres data --dataset {name}`, or name the folder that holds it with --data or VGGRES_DATA"
     )
 
 
@@ -199,7 +203,9 @@ def _convert(name: str, folder: Path) -> Path:
     try:
         {"cifar100": CIFAR100, "cifar10": CIFAR10}[name](folder.parent)
     except RuntimeError as e:
-        raise DataError(f"{folder}: damaged or incomplete ({e}); delete it and run `vggres data --dataset {name}`") from e
+        raise DataError(
+            f"{folder}: damaged or incomplete ({e}); delete it and run `vggres data --dataset {name}`"
+        ) from e
     meta, key = spec.python_names
     try:
         out.mkdir(exist_ok=True)
@@ -235,14 +241,18 @@ def _read(folder: Path, files: tuple[str, ...], count: int, label_bytes: int) ->
     for f in files:
         size = (folder / f).stat().st_size
         if size != expected:
-            raise DataError(f"{folder / f}: {size} bytes, expected {expected}; it is truncated or another file: delete it and fetch it again")
+            raise DataError(
+                f"{folder / f}: {size} bytes, expected {expected}; truncated, or another file: delete and fetch it again"
+            )
     return np.concatenate([np.fromfile(folder / f, np.uint8) for f in files]).reshape(count, -1)
 
 
 def _content_order(labels: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, str]:
     """The order of the images by their SHA-256, and the split's order-independent digest: the SHA-256 of the
     sorted SHA-256 digests of (one byte of fine label + 3072 bytes of pixels, channel first)."""
-    digests = [hashlib.sha256(bytes((label,)) + row.tobytes()).digest() for label, row in zip(labels, pixels, strict=True)]
+    digests = [
+        hashlib.sha256(bytes((label,)) + row.tobytes()).digest() for label, row in zip(labels, pixels, strict=True)
+    ]
     order = sorted(range(len(digests)), key=digests.__getitem__)
     return np.array(order), hashlib.sha256(b"".join(digests[i] for i in order)).hexdigest()
 
@@ -266,7 +276,9 @@ def synthetic(seed: int = 0) -> Data:
     """
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(100), 60))
-    mosaics = np.kron(rng.uniform(-60, 60, (100, 4, 4, 3)), np.ones((1, 8, 8, 1))) + rng.uniform(60, 196, (100, 1, 1, 3))
+    mosaics = np.kron(rng.uniform(-60, 60, (100, 4, 4, 3)), np.ones((1, 8, 8, 1))) + rng.uniform(
+        60, 196, (100, 1, 1, 3)
+    )
     pixels = mosaics.astype(np.float32)[labels]
     pixels += rng.normal(0, 10, (len(labels), 1, 1, 1)) + rng.normal(0, 20, pixels.shape)
     images = pixels.clip(0, 255).astype(np.uint8)

@@ -32,7 +32,9 @@ def pick_device(name: str = "auto") -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise DeviceError(f"no device is called {name!r}; use auto, cpu, cuda or cuda:1")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"{name!r} was asked for, but this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
+        raise DeviceError(
+            f"{name!r} was asked for, but this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
     return device
 
 
@@ -53,7 +55,14 @@ class Engine:
         device, precision: see `pick_device` and `pick_precision`.
     """
 
-    def __init__(self, net: nn.Module, lr: float, weight_decay: float, device: torch.device, precision: str | None = None):
+    def __init__(
+        self,
+        net: nn.Module,
+        lr: float,
+        weight_decay: float,
+        device: torch.device,
+        precision: str | None = None,
+    ):
         self.device, self.precision = device, precision or pick_precision(device)
         self.net = net.to(device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)

@@ -91,7 +91,16 @@ class VGG(nn.Sequential):
             return Block(filters, convs, reduce, norm, skip, project, act)
 
         parts: list[tuple[str, nn.Module]] = [
-            ("entry", nn.Sequential(OrderedDict(conv=nn.Conv2d(3, filters, 3, padding=1, bias=False), norm=nn.BatchNorm2d(filters), act=act)))
+            (
+                "entry",
+                nn.Sequential(
+                    OrderedDict(
+                        conv=nn.Conv2d(3, filters, 3, padding=1, bias=False),
+                        norm=nn.BatchNorm2d(filters),
+                        act=act,
+                    )
+                ),
+            )
         ]
         for s in range(1, stages + 1):
             inner = [(f"block{b}", block(reduce=False)) for b in range(1, blocks + 1)]

@@ -51,7 +51,8 @@ def folder_of(results: Path | str, name: str, seed: int) -> Path:
 def provenance() -> dict:
     """The commit of the code that runs, and whether tracked files differ from it.
 
-    It is read once in a process, since what is edited later is not what runs. `VGGRES_COMMIT` names it where the tree stands without its repository.
+    It is read once in a process, since what is edited later is not what runs. `VGGRES_COMMIT` names it where the tree
+    stands without its repository.
 
     Raises:
         UserError: there is no commit to be found; a record without one would prove nothing.
@@ -61,11 +62,16 @@ def provenance() -> dict:
     here = Path(__file__).resolve()
 
     def git(*args: str) -> str:
-        return subprocess.run(["git", "-C", str(here.parent), *args], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(here.parent), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", here.name)
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
     except (OSError, subprocess.CalledProcessError):
         raise UserError(
             f"a record needs the commit of the code, and {here.parent} is not in a git checkout; train from a clone, "
@@ -108,7 +114,11 @@ def write(folder: Path, record: dict, history: list[dict], gradients: list[dict]
     files = {"history.csv": history_csv(history).encode(), "gradients.csv": gradients_csv(gradients).encode()}
     for name, content in files.items():
         write_atomically(folder / name, content)
-    record = {"schema": SCHEMA, **record, "files": {name: _sha256(content) for name, content in files.items()}}
+    record = {
+        "schema": SCHEMA,
+        **record,
+        "files": {name: _sha256(content) for name, content in files.items()},
+    }
     record["sha256"] = _sha256(_canonical(record))
     write_atomically(folder / "run.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
@@ -174,7 +184,18 @@ def load_runs(results: Path | str | None = None) -> pd.DataFrame:
                 "wall_s": r["time"]["wall_s"],
             }
         )
-    empty = ["run", "seed", "status", "train_loss", "train_acc", "val_loss", "val_acc", "test_loss", "test_acc", "commit"]
+    empty = [
+        "run",
+        "seed",
+        "status",
+        "train_loss",
+        "train_acc",
+        "val_loss",
+        "val_acc",
+        "test_loss",
+        "test_acc",
+        "commit",
+    ]
     return pd.DataFrame(rows, columns=None if rows else empty)
 
 

@@ -135,6 +135,7 @@ _ALL = [
     Run("vgg38-bn", epochs=5),
     Run("vgg38-rc", epochs=5),
     Run("vgg38-bn-rc", epochs=5),
+    Run("vgg38-bn-rc", lr=1e-2, epochs=5),
 ]
 RUNS: dict[str, Run] = {run.name: run for run in _ALL}
 TABLE_1 = [run.name for run in _ALL[:7]]
@@ -148,5 +149,8 @@ def find(name: str) -> Run:
     """
     if name not in RUNS:
         near = get_close_matches(name, RUNS, n=4, cutoff=0.3)
-        raise UserError(f"no run is called {name!r}; " + (f"the nearest: {', '.join(near)}" if near else "`vggres list` names them all"))
+        raise UserError(
+            f"no run is called {name!r}; "
+            + (f"the nearest: {', '.join(near)}" if near else "`vggres list` names them all")
+        )
     return RUNS[name]

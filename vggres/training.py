@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from torch import nn
 from tqdm import tqdm
 
 from vggres import records
@@ -40,6 +41,19 @@ class State:
     @property
     def epoch(self) -> int:
         return len(self.history)
+
+    @property
+    def seconds_an_epoch(self) -> float:
+        return self.history[-1]["seconds"] if self.history else 0.0
+
+    def add(self, row: tuple, net: nn.Module) -> None:
+        """Note an epoch: its line of the history, the gradients of its last batch, the weights if it is the best."""
+        self.history.append(dict(zip(records.HISTORY, row, strict=True)))
+        self.gradients.append({"epoch": self.epoch, **gradient_flow(net)})
+        self.wall_s += self.seconds_an_epoch
+        self.diverged = not math.isfinite(self.history[-1]["train_loss"])
+        if records.summarise(self.history)["best_epoch"] == self.epoch:
+            self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
 
 
 def train(
@@ -73,7 +87,7 @@ def train(
     deadline = time.monotonic() + (minutes * 60 if minutes is not None else math.inf)
     with claim(records.folder_of(results, run.name, seed)) as folder:
         if (folder / "run.json").exists():
-            say(f"is recorded already in {folder}; delete that folder to measure again")
+            say(f"is recorded already in {folder}; delete the folder to measure again")
             return records.read(folder)
         git = records.provenance()
         engine = Engine(build(run.model, seed), run.lr, run.weight_decay, pick_device(device))
@@ -91,7 +105,7 @@ def train(
         with progress(run, len(train_set), state) as bar:
             while state.epoch < run.epochs and not state.diverged:
                 began, epoch = time.monotonic(), state.epoch
-                if began + seconds_an_epoch(state) > deadline:
+                if began + state.seconds_an_epoch > deadline:
                     return None
                 plan = plan_epoch(len(train_set), seed, epoch, run.augment).to(engine.device)
                 for i, batch in enumerate(plan.batches(run.batch)):
@@ -100,19 +114,10 @@ def train(
                     lr = run.lr_at(epoch * steps + i, steps)
                     engine.step(train_set, batch, lr)
                     bar.update(len(batch.index))
-                train_loss, train_acc = engine.metrics()
-                val_loss, val_acc = engine.evaluate(val_set)
-                state.gradients.append({"epoch": epoch + 1, **gradient_flow(engine.net)})
-                seconds = time.monotonic() - began
-                state.history.append(
-                    dict(epoch=epoch + 1, train_loss=train_loss, train_acc=train_acc, val_loss=val_loss, val_acc=val_acc, lr=lr, seconds=seconds)
-                )
-                state.diverged = not math.isfinite(train_loss)
-                if records.summarise(state.history)["best_epoch"] == epoch + 1:
-                    state.best = {k: v.detach().cpu().clone() for k, v in engine.net.state_dict().items()}
-                state.wall_s += seconds
+                trained, validated = engine.metrics(), engine.evaluate(val_set)
+                state.add((epoch + 1, *trained, *validated, lr, time.monotonic() - began), engine.net)
                 save(folder, run, seed, engine, state)
-                bar.set_postfix_str(f"epoch {epoch + 1}, loss {train_loss:.3f}, val {100 * val_acc:.1f} %")
+                bar.set_postfix_str(f"epoch {epoch + 1}, loss {trained[0]:.3f}, val {100 * validated[1]:.1f} %")
 
         record = measure(run, seed, data, engine, state, test_set)
         records.write(folder, record, state.history, state.gradients)
@@ -125,7 +130,9 @@ def train(
 
 def measure(run: Run, seed: int, data: Data, engine: Engine, state: State, test_set: Images) -> dict:
     """The record of a finished run. The test set is seen here, once: by the last weights and by the best."""
-    result = records.summarise(state.history) | dict(test_loss=None, test_acc=None, test_loss_last=None, test_acc_last=None)
+    result = records.summarise(state.history) | dict(
+        test_loss=None, test_acc=None, test_loss_last=None, test_acc_last=None
+    )
     if not state.diverged:
         result["test_loss_last"], result["test_acc_last"] = map(records.rounded, engine.evaluate(test_set))
     if state.best is not None:
@@ -175,7 +182,9 @@ def claim(folder: Path):
         lock = FileLock(folder / "train.lock")
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"{folder}: another process is training this run; wait for it, or choose another --seed or --results") from None
+        raise UserError(
+            f"{folder}: another process is training this run; wait for it, or choose another --seed or --results"
+        ) from None
     except OSError as e:
         raise UserError(f"{folder}: cannot be written ({e.strerror}); choose another folder with --results") from e
     try:
@@ -187,12 +196,14 @@ def claim(folder: Path):
 def progress(run: Run, images: int, state: State) -> tqdm:
     """A bar over all images of the run, with images/s and time left; silent where there is no terminal."""
     return tqdm(
-        total=run.epochs * images, initial=state.epoch * images, desc=run.name, unit=" images", unit_scale=True, disable=None, smoothing=0.05
+        total=run.epochs * images,
+        initial=state.epoch * images,
+        desc=run.name,
+        unit=" images",
+        unit_scale=True,
+        disable=None,
+        smoothing=0.05,
     )
-
-
-def seconds_an_epoch(state: State) -> float:
-    return state.history[-1]["seconds"] if state.history else 0.0
 
 
 def checkpoints(folder: Path) -> tuple[Path, Path]:
@@ -204,7 +215,13 @@ def save(folder: Path, run: Run, seed: int, engine: Engine, state: State) -> Non
     """Write the newest checkpoint, keeping the one before. The file is a SHA-256 and what `torch.save` gives."""
     content = io.BytesIO()
     torch.save(
-        {"run": run.to_dict(), "seed": seed, "state": asdict(state), "net": engine.net.state_dict(), "optimizer": engine.optimizer.state_dict()},
+        {
+            "run": run.to_dict(),
+            "seed": seed,
+            "state": asdict(state),
+            "net": engine.net.state_dict(),
+            "optimizer": engine.optimizer.state_dict(),
+        },
         content,
     )
     newest, previous = checkpoints(folder)
@@ -227,7 +244,10 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, say) -> State | No
             continue
         saved = torch.load(io.BytesIO(content), map_location=engine.device, weights_only=True)
         if Run.from_dict(saved["run"]) != run or saved["seed"] != seed:
-            raise UserError(f"{path} is of other settings: {saved['run']}, seed {saved['seed']}; delete it to begin anew, or choose another --results")
+            raise UserError(
+                f"{path} is of other settings ({saved['run']}, seed {saved['seed']}); "
+                "delete it to begin anew, or choose another --results"
+            )
         engine.net.load_state_dict(saved["net"])
         engine.optimizer.load_state_dict(saved["optimizer"])
         state = State(**saved["state"])
@@ -235,5 +255,7 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, say) -> State | No
         say(f"resumes after epoch {state.epoch} of {run.epochs}")
         return state
     if present:
-        raise UserError(f"{folder}: no checkpoint is whole ({', '.join(p.name for p in present)}); delete them to begin anew")
+        raise UserError(
+            f"{folder}: no checkpoint is whole ({', '.join(p.name for p in present)}); delete them to begin anew"
+        )
     return None

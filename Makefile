@@ -1,0 +1,58 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+# A reader's backend would keep figures out of the chapters.
+unexport MPLBACKEND
+
+.DEFAULT_GOAL := help
+.PHONY: help .venv notebooks test data train figures chapters constraints clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.venv: .venv/.installed ## a virtual environment with everything in it (PYTHON=python3.12 to choose the interpreter)
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "vggres needs Python 3.11 or newer, which '$(PYTHON)' is not: try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -c constraints.txt -e '.[test]'
+	@touch $@
+
+notebooks: .venv ## readers: execute every chapter into build/, with HTML pages and figures
+	$(BIN)/python notebooks/build.py --out build
+	$(BIN)/vggres figures --out build/figures
+	@echo "Chapters, to be opened in a browser:"; ls build/*.html; echo "Figures: build/figures/"
+
+test: .venv ## lint, unit tests, then every chapter against its stored outputs
+	$(BIN)/ruff check
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/*.ipynb
+
+data: .venv ## download and check CIFAR-100
+	$(BIN)/vggres data
+
+train: .venv ## train a run of the reports: make train RUN=vgg08
+	@test -n "$(RUN)" || { echo "which run? make train RUN=vgg08; '$(BIN)/vggres list' names them all" >&2; exit 2; }
+	$(BIN)/vggres train $(RUN)
+
+figures: .venv ## render figures/ from the records
+	$(BIN)/vggres figures
+
+chapters: figures ## authors: rebuild figures/, the README's table and notebooks/*.ipynb in place
+	$(BIN)/vggres tables --readme README.md
+	$(BIN)/python notebooks/build.py
+
+constraints: ## authors: pin the newest versions within pyproject.toml's ranges (makes .venv anew)
+	rm -rf .venv
+	: > constraints.txt
+	$(MAKE) .venv
+	{ $(BIN)/python -c 'import platform as p; print(f"# Made by \"make constraints\" on {p.system()} {p.machine()}, Python {p.python_version()}.")'; \
+	  echo '# Exact versions for make and CI; installs nothing by itself, so pins of other platforms do no harm.'; \
+	  $(BIN)/pip freeze --exclude-editable --exclude setuptools; } > constraints.txt
+	@touch .venv/.installed
+
+clean: ## remove what was rendered and cached; .venv, data and results stay
+	rm -rf build .pytest_cache .ruff_cache
+	find vggres tests notebooks -name __pycache__ -prune -exec rm -rf {} +

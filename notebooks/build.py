@@ -1,0 +1,118 @@
+"""Execute the chapters, NN_*.py, into notebooks that are the same on every machine.
+
+python notebooks/build.py              authors: rewrite notebooks/*.ipynb in place
+python notebooks/build.py --out build  readers: executed copies and HTML pages there
+python notebooks/build.py 01 03        only these chapters
+"""
+
+import argparse
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
+from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+
+HERE = Path(__file__).resolve().parent
+# The kernelspec stays: without it Jupyter asks the reader to choose a kernel at every opening.
+METADATA = {
+    "jupytext": {"formats": "ipynb,py:percent"},
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def execute(source: Path) -> NotebookNode:
+    """The chapter, executed in notebooks/, without timings, stderr or metadata of this machine."""
+    nb = jupytext.read(source)
+    nb.nbformat, nb.nbformat_minor = 4, 5
+    for i, cell in enumerate(nb.cells):
+        cell.id = f"{source.stem}-{i:02d}"
+        tags = cell.metadata.get("tags")
+        cell.metadata = NotebookNode({"tags": tags} if tags else {})
+
+    running = 0
+
+    def note(cell, cell_index):
+        nonlocal running
+        running = cell_index
+
+    client = NotebookClient(
+        nb,
+        kernel_name="python3",
+        timeout=300,
+        record_timing=False,
+        coalesce_streams=True,
+        store_widget_state=False,
+        on_cell_start=note,
+        extra_arguments=["--log-level=ERROR"],  # ipykernel warns at every start about its transport
+        resources={"metadata": {"path": str(HERE)}},
+    )
+    try:
+        client.execute()
+    except (CellExecutionError, CellControlSignal, DeadKernelError) as error:
+        what = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
+        sys.exit(f"{source.name}, cell {running}:\n\n{nb.cells[running].source}\n\n{what.strip()}")
+
+    nb.metadata = nbformat.from_dict(METADATA)
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+    nbformat.validate(nb)
+    return nb
+
+
+def page(nb: NotebookNode) -> str:
+    """The chapter as one HTML file with its images inside. Changes nb."""
+    title = nb.cells[0].source.partition("\n")[0].lstrip("# ")
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            # nbconvert embeds images from below `path` only, and the chapters show ../figures.
+            cell.source = re.sub(r"(!\[[^]]*\]\()\.\./", r"\1", cell.source)
+    resources = {"metadata": {"name": title, "path": str(HERE.parent)}}
+    return HTMLExporter(embed_images=True).from_notebook_node(nb, resources)[0]
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all: a build that is interrupted leaves the old file."""
+    part = path.with_name(path.name + ".tmp")
+    part.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(part, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Execute the chapters.")
+    parser.add_argument("chapters", nargs="*", help="how a chapter's name begins, such as 01; default: all")
+    parser.add_argument("--out", type=Path, help="write copies and HTML pages here, not notebooks/*.ipynb")
+    args = parser.parse_args()
+
+    sources = sorted(HERE.glob("[0-9][0-9]_*.py"))
+    for name in args.chapters:
+        if not any(source.name.startswith(Path(name).name) for source in sources):
+            parser.error(f"no chapter is called {name}; there are {', '.join(s.stem for s in sources)}")
+    if args.chapters:
+        wanted = tuple(Path(name).name for name in args.chapters)
+        sources = [source for source in sources if source.name.startswith(wanted)]
+
+    # The kernels inherit these: the same set order every time, and figures inside the notebook.
+    os.environ["PYTHONHASHSEED"] = "0"
+    os.environ.pop("MPLBACKEND", None)
+    out = args.out or HERE
+    out.mkdir(parents=True, exist_ok=True)
+    for source in sources:
+        start = time.perf_counter()
+        nb = execute(source)
+        write(out / f"{source.stem}.ipynb", nbformat.writes(nb) + "\n")
+        if args.out:
+            write(out / f"{source.stem}.html", page(nb))
+        print(f"{source.stem}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

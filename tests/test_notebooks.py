@@ -1,0 +1,78 @@
+"""Each chapter is a pair: the .py that is edited and the .ipynb that `make chapters` built from it."""
+
+import json
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+# With no chapter, one that does not exist: every test below then fails instead of vanishing.
+CHAPTERS = sorted({p.stem for p in NOTEBOOKS.glob("[0-9][0-9]_*") if p.suffix in {".py", ".ipynb"}}) or [
+    "no chapters found"
+]
+
+
+@pytest.fixture(scope="module", params=CHAPTERS)
+def chapter(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def built(chapter):
+    path = NOTEBOOKS / f"{chapter}.ipynb"
+    assert path.is_file(), f"{path.name} is missing: make chapters"
+    return nbformat.read(path, as_version=nbformat.NO_CONVERT)
+
+
+@pytest.fixture(scope="module")
+def code(built):
+    return [cell for cell in built.cells if cell.cell_type == "code"]
+
+
+def test_notebook_is_built_from_its_source(chapter, built):
+    path = NOTEBOOKS / f"{chapter}.py"
+    assert path.is_file(), f"{path.name} is missing: a chapter is written there"
+
+    def content(nb):
+        return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in nb.cells]
+
+    assert content(built) == content(jupytext.read(path)), "stale: make chapters"
+
+
+def test_notebook_carries_nothing_of_the_machine(chapter, built):
+    nbformat.validate(built)
+    assert [cell.id for cell in built.cells] == [f"{chapter}-{i:02d}" for i in range(len(built.cells))]
+    assert built.metadata == {
+        "jupytext": {"formats": "ipynb,py:percent"},
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    assert all(set(cell.metadata) <= {"tags"} for cell in built.cells)
+    for cell in built.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("image/png", None)  # base64, in which any letters may occur
+        assert not re.search(r"/(home|root|Users|work)/", json.dumps(cell)), cell.id
+
+
+def test_every_cell_ran_once_in_order(code):
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+
+
+def test_no_cell_ended_in_an_error_or_kept_stderr(code):
+    for cell in code:
+        kinds = {output.output_type for output in cell.outputs} | {o.get("name") for o in cell.outputs}
+        assert not kinds & {"error", "stderr"}, cell.id
+
+
+def test_cells_are_short(code):
+    long = {cell.id: n for cell in code if (n := len(cell.source.splitlines())) > 25}
+    assert not long, "a cell holds one claim: move the rest into vggres"
+
+
+def test_chapter_opens_with_its_title(built):
+    first = built.cells[0]
+    assert first.cell_type == "markdown"
+    assert re.match(r"# \S", first.source)

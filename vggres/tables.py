@@ -1,0 +1,135 @@
+"""Reported against measured: the reports' tables, joined to the records."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+from scipy import stats
+
+from vggres import records
+from vggres.models import build, count_parameters
+from vggres.runs import TABLE_1, Run, find
+
+METRICS = ("train_loss", "train_acc", "val_loss", "val_acc")
+
+
+def reported(results: Path | str | None = None) -> pd.DataFrame:
+    """Every number that the four reports print, with accuracies as fractions of 1.
+
+    Columns: report, exhibit, run, seed, metric, value, unit, decimals, note.
+    """
+    table = pd.read_csv(Path(results or records.default_root()) / "reported.csv")
+    percent = table.unit == "%"
+    table.loc[percent, "value"] /= 100
+    table.loc[percent, "decimals"] += 2
+    table.loc[percent, "unit"] = "fraction"
+    return table
+
+
+def label(run: Run) -> str:
+    """The network as the reports write it: "VGG38 BN + RC"."""
+    model, *variant = run.model.split("-")
+    words = {"bn": "BN", "rc": "RC", "resnet": "ResNet", "sigmoid": "sigmoid"}
+    return " ".join([model.upper(), " + ".join(words[v] for v in variant)]).strip()
+
+
+def interval(values: pd.Series, level: float = 0.95) -> float | None:
+    """Half width of the Student-t confidence interval of the mean over seeds; None for a single run."""
+    if len(values) < 2:
+        return None
+    return float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.sem())
+
+
+def table_1(results: Path | str | None = None, names: list[str] = TABLE_1) -> pd.DataFrame:
+    """Report A's Table 1, or other runs: one row a run and metric.
+
+    Columns: run, network, lr, params, metric, reported, measured (mean over seeds), interval (half width), n.
+    What no report prints or nobody measured is NaN. Losses in nats, accuracies as fractions. Measured values
+    are those after the last epoch.
+    """
+    runs, told = records.load_runs(results), reported(results)
+    rows = []
+    for name in names:
+        run = find(name)
+        mine = runs[runs.run == name]
+        for metric in METRICS:
+            here = told[
+                (told.report == "A") & (told.exhibit == "Table 1") & (told.run == name) & (told.metric == metric)
+            ]
+            values = mine[metric].dropna() if len(mine) else pd.Series(dtype=float)
+            rows.append(
+                {
+                    "run": name,
+                    "network": label(run),
+                    "lr": run.lr,
+                    "params": count_parameters(build(run.model)),
+                    "metric": metric,
+                    "reported": here.value.iloc[0] if len(here) else None,
+                    "measured": values.mean() if len(values) else None,
+                    "interval": interval(values),
+                    "n": len(values),
+                }
+            )
+    return pd.DataFrame(rows).astype({"reported": float, "measured": float, "interval": float})
+
+
+def format_cells(row: pd.Series) -> tuple[str, str, str]:
+    """Reported, measured and interval of a row of `table_1` as text; accuracies in percent."""
+    scale, digits = (100, 2) if row.metric.endswith("acc") else (1, 2)
+    told = "–" if pd.isna(row.reported) else f"{scale * row.reported:.{digits}f}"
+    if row.n == 0:
+        return told, "not measured", "–"
+    spread = "single run" if row.n == 1 else f"± {scale * row.interval:.{digits}f}"
+    return told, f"{scale * row.measured:.{digits}f}", spread
+
+
+def markdown(table: pd.DataFrame, metric: str = "val_acc") -> str:
+    """One metric of `table_1` as a Markdown table: reported | measured | interval | n."""
+    lines = [
+        "| network | learning rate | parameters | reported | measured | 95 % interval | n |",
+        "| --- | --- | ---: | ---: | ---: | --- | ---: |",
+    ]
+    for row in table[table.metric == metric].itertuples():
+        told, measured, spread = format_cells(row)
+        lines.append(f"| {row.network} | {row.lr:g} | {row.params:,} | {told} | {measured} | {spread} | {row.n} |")
+    return "\n".join(lines)
+
+
+def cost(results: Path | str | None = None) -> str:
+    """What the measurement took, by device: runs, epochs and minutes; and the commits it was measured at."""
+    runs = records.load_runs(results)
+    if runs.empty:
+        return "Nothing has been measured yet."
+    parts = [
+        f"{len(g)} runs, {g.epochs.sum()} epochs, {g.wall_s.sum() / 60:.0f} minutes on {device} ({precision})"
+        for (device, precision), g in runs.groupby(["device", "precision"])
+    ]
+    commits = ", ".join(f"`{c[:7]}`" for c in runs.commit.unique())
+    return f"Measured at {commits}: {'; '.join(parts)}."
+
+
+def readme_table(results: Path | str | None = None) -> str:
+    """What stands between the README's markers."""
+    short = [name for name in SHORT if len(records.load_series(name, "history.csv", results))]
+    parts = [markdown(table_1(results))]
+    if short:
+        parts.append("The same nets, five epochs each (no report prints these):")
+        parts.append(markdown(table_1(results, short)))
+    return "\n\n".join([*parts, cost(results)])
+
+
+SHORT = ["vgg08-5ep", "vgg38-5ep", "vgg38-bn-5ep", "vgg38-rc-5ep", "vgg38-bn-rc-5ep"]
+MARKERS = "<!-- table 1 begins: made by `vggres tables --readme README.md` -->", "<!-- table 1 ends -->"
+
+
+def update_readme(text: str, results: Path | str | None = None) -> str:
+    """The README with its generated part made anew.
+
+    Raises:
+        ValueError: the markers are missing.
+    """
+    begin, end = MARKERS
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"no line {begin!r} followed by {end!r}")
+    return pattern.sub(lambda _: f"{begin}\n{readme_table(results)}\n{end}", text)
