@@ -14,6 +14,7 @@ import typer
 from vggres import data as datasets
 from vggres import records
 from vggres.errors import UserError
+from vggres.files import write_atomically
 from vggres.runs import RUNS, find
 
 app = typer.Typer(
@@ -137,7 +138,7 @@ def tables(
         typer.echo(readme_table(results))
         return
     try:
-        datasets.write_atomically(readme, update_readme(readme.read_text(), results).encode())
+        write_atomically(readme, update_readme(readme.read_text(), results).encode())
     except (OSError, ValueError) as e:
         raise UserError(f"{readme}: cannot be renewed: {e}") from e
 

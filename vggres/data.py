@@ -7,7 +7,6 @@ images are brought into the order of their hashes.
 import hashlib
 import os
 import pickle
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vggres.errors import UserError
+from vggres.files import write_atomically
 
 PIXELS = 3 * 32 * 32
 
@@ -221,20 +221,6 @@ def _convert(name: str, folder: Path) -> Path:
     return out
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`; a crash at any moment leaves the old file or the new one, whole."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as f:
-        try:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-            os.chmod(f.name, 0o644)
-            os.replace(f.name, path)
-        except BaseException:
-            os.unlink(f.name)
-            raise
-
-
 def _read(folder: Path, files: tuple[str, ...], count: int, label_bytes: int) -> np.ndarray:
     """(count, label_bytes + 3072) uint8 records of all files."""
     expected = count // len(files) * (label_bytes + PIXELS)
@@ -242,7 +228,7 @@ def _read(folder: Path, files: tuple[str, ...], count: int, label_bytes: int) ->
         size = (folder / f).stat().st_size
         if size != expected:
             raise DataError(
-                f"{folder / f}: {size} bytes, expected {expected}; truncated, or another file: delete and fetch it again"
+                f"{folder / f}: {size} bytes, expected {expected}; truncated or another file: delete and fetch it again"
             )
     return np.concatenate([np.fromfile(folder / f, np.uint8) for f in files]).reshape(count, -1)
 

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from vggres import records
-from vggres.data import write_atomically
+from vggres.files import write_atomically
 from vggres.runs import find
-from vggres.tables import SHORT, label
+from vggres.tables import SHORT, label, table_1
 
 matplotlib.rcParams |= {
     "svg.hashsalt": "vggres",
@@ -61,40 +61,34 @@ def title(name: str) -> str:
 
 
 def curves(names: list[str], results: Path | str | None = None) -> Figure:
-    """Loss and accuracy by epoch: training faint and dashed, validation solid, one colour a run, a line a seed."""
+    """Loss and accuracy by epoch: training faint and dashed, validation solid, one colour a run, a line a seed.
+
+    A star at the last epoch is what report A's Table 1 prints for the validation set.
+    """
     fig = Figure(figsize=(8, 3.4))
     loss, acc = fig.subplots(1, 2)
+    told = table_1(results, names).set_index(["run", "metric"]).reported
     for name in names:
-        colour, _ = STYLE[find(name).model]
-        for seed, history in records.load_series(name, "history.csv", results).groupby("seed"):
-            for axes, metric, scale in ((loss, "loss", 1), (acc, "acc", 100)):
-                axes.plot(
-                    history.epoch,
-                    scale * history[f"train_{metric}"],
-                    color=colour,
-                    alpha=0.45,
-                    ls="--",
-                    lw=1.2,
-                )
-                axes.plot(
-                    history.epoch,
-                    scale * history[f"val_{metric}"],
-                    color=colour,
-                    lw=1.5,
-                    label=title(name) if seed == 0 else None,
-                )
-    for axes in fig.axes:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        colour, text = STYLE[find(name).model][0], title(name)
+        for axes, metric, scale in ((loss, "loss", 1), (acc, "acc", 100)):
+            axes.plot([], [], color=colour, label=text)
+            axes.plot(
+                find(name).epochs, scale * told[name, f"val_{metric}"], "*", color=colour, ms=9, mec="black", mew=0.6
+            )
+            for _, history in records.load_series(name, "history.csv", results).groupby("seed"):
+                axes.plot(history.epoch, scale * history[f"train_{metric}"], "--", color=colour, alpha=0.5, lw=1.2)
+                axes.plot(history.epoch, scale * history[f"val_{metric}"], color=colour, lw=1.5)
     loss.axhline(np.log(100), color="0.6", lw=0.8, ls=":")
     acc.axhline(1, color="0.6", lw=0.8, ls=":")
-    loss.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Loss (dotted: guessing, ln 100)")
-    acc.set(
-        xlabel="epoch",
-        ylabel="accuracy (%)",
-        title="Accuracy (dashed: training, solid: validation)",
-        ylim=(0, None),
-    )
+    loss.set(ylabel="cross-entropy (nats)", title="Loss (dotted: guessing, ln 100)")
+    acc.set(ylabel="accuracy (%)", title="Accuracy (dotted: guessing, 1 %)", ylim=(0, None))
+    loss.plot([], [], "--", color="0.4", lw=1.2, label="training")
+    loss.plot([], [], color="0.4", lw=1.5, label="validation")
+    loss.plot([], [], "*", color="0.4", ms=9, mec="black", mew=0.6, label="validation, reported")
     loss.legend(frameon=False)
+    for axes in fig.axes:
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     stamp(fig, names, results)
     return fig
 

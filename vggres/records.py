@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from vggres.data import SPECS, write_atomically
+from vggres.data import SPECS
 from vggres.errors import UserError
+from vggres.files import write_atomically
 from vggres.runs import RUNS, Run
 
 SCHEMA = 1

@@ -73,14 +73,26 @@ def table_1(results: Path | str | None = None, names: list[str] = TABLE_1) -> pd
     return pd.DataFrame(rows).astype({"reported": float, "measured": float, "interval": float})
 
 
-def format_cells(row: pd.Series) -> tuple[str, str, str]:
+def format_cells(row) -> tuple[str, str, str]:
     """Reported, measured and interval of a row of `table_1` as text; accuracies in percent."""
-    scale, digits = (100, 2) if row.metric.endswith("acc") else (1, 2)
-    told = "–" if pd.isna(row.reported) else f"{scale * row.reported:.{digits}f}"
+    scale = 100 if row.metric.endswith("acc") else 1
+    told = "–" if pd.isna(row.reported) else f"{scale * row.reported:.2f}"
     if row.n == 0:
         return told, "not measured", "–"
-    spread = "single run" if row.n == 1 else f"± {scale * row.interval:.{digits}f}"
-    return told, f"{scale * row.measured:.{digits}f}", spread
+    spread = "single run" if row.n == 1 else f"± {scale * row.interval:.2f}"
+    return told, f"{scale * row.measured:.2f}", spread
+
+
+def as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """`table_1` for reading: one line a network and metric, accuracies in percent, losses in nats."""
+    names = {"train_loss": "training loss", "train_acc": "training accuracy (%)"}
+    names |= {"val_loss": "validation loss", "val_acc": "validation accuracy (%)"}
+    cells = [format_cells(row) for row in table.itertuples()]
+    text = pd.DataFrame(cells, columns=["reported", "measured", "95 % interval"])
+    text.index = pd.MultiIndex.from_arrays(
+        [table.network, table.lr.map("{:g}".format), table.metric.map(names)], names=["network", "learning rate", ""]
+    )
+    return text.assign(n=table.n.to_numpy())
 
 
 def markdown(table: pd.DataFrame, metric: str = "val_acc") -> str:

@@ -17,9 +17,10 @@ from torch import nn
 from tqdm import tqdm
 
 from vggres import records
-from vggres.data import Data, Images, plan_epoch, write_atomically
+from vggres.data import Data, Images, plan_epoch
 from vggres.engine import Engine, pick_device
 from vggres.errors import UserError
+from vggres.files import write_atomically
 from vggres.gradients import flow_on, gradient_flow
 from vggres.models import build, count_parameters, layers
 from vggres.runs import Run

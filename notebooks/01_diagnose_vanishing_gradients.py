@@ -1,0 +1,256 @@
+# %% [markdown]
+# # Diagnose vanishing gradients
+#
+# Two networks are built from the same parts, trained on the same images by the same recipe. The one with 8 layers
+# learns. The one with 38 layers does not: after a hundred epochs it still guesses.
+#
+# **You will see** both nets train, their gradients layer by layer, and the factor by which each layer shrinks them,
+# predicted and measured.
+# **You will learn** why VGG38's failure is decided before its first step, and why Adam does not rescue it.
+# **You need** the chain rule, a little PyTorch, and a minute of two CPU cores. No GPU and no dataset are needed:
+# without CIFAR-100 the live cells use a small procedural set of 100 classes.
+#
+# The nets come from two student reports on CIFAR-100, here called A and B; `vggres` rebuilds them exactly. Where a
+# cell says *live*, it computes on your machine. Everything else is replayed from the records of real training runs
+# in `results/`.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
+from vggres import build, data, figures, tables
+from vggres.engine import Engine, pick_device
+from vggres.gradients import flow_on, propagation
+from vggres.models import count_parameters, layers
+
+# %% [markdown]
+# ## Two nets
+#
+# Both are plain VGGs: 3x3 convolutions with 32 filters, LeakyReLU, three stages that each end by halving the image,
+# global average pooling and one linear layer. VGG38 has ten more convolutions in each stage. Nothing else differs.
+
+# %%
+vgg08, vgg38 = build("vgg08", seed=0), build("vgg38", seed=0)
+pd.DataFrame(
+    {
+        "layers": [len(layers(net)) for net in (vgg08, vgg38)],
+        "parameters": [count_parameters(vgg08), count_parameters(vgg38)],
+    },
+    index=["VGG08", "VGG38"],
+)
+
+# %% [markdown]
+# The shapes agree: whatever the depth, 100 logits come out.
+
+# %%
+images = torch.zeros(2, 3, 32, 32)
+assert vgg08(images).shape == vgg38(images).shape == (2, 100)
+
+# %% [markdown]
+# ## One learns, one does not
+#
+# *Live.* Both nets train with Adam at 1e-3 on batches of 100, as in the reports. We use 5,000 images of CIFAR-100 if
+# they are on this machine (`vggres data` fetches them), else the procedural set.
+
+# %%
+source = data.load("cifar100").subset(5000) if data.available() else data.load("synthetic")
+train_set = data.Images(*source.train)
+
+
+def first_steps(net, steps, batch=100):
+    """Train the net; its mean loss over the last ten of `steps` steps."""
+    engine, done = Engine(net, lr=1e-3, weight_decay=0, device=pick_device("cpu")), 0
+    for epoch in range(steps):
+        for plan in data.plan_epoch(len(train_set), seed=0, epoch=epoch).batches(batch):
+            if done == steps - 10:
+                engine.metrics()
+            engine.step(train_set, plan, lr=1e-3)
+            done += 1
+            if done == steps:
+                return engine.metrics()[0]
+
+
+# %% tags=["nbval-ignore-output"]
+loss08, loss38 = first_steps(vgg08, steps=250), first_steps(vgg38, steps=60)
+print(f"guessing: {np.log(100):.3f} nats.  VGG08 after 250 steps: {loss08:.3f}.  VGG38 after 60 steps: {loss38:.3f}.")
+
+# %%
+assert loss08 < 4.4, "VGG08 should have begun to learn"
+assert abs(loss38 - np.log(100)) < 0.03, "VGG38 should still be guessing"
+
+# %% [markdown]
+# A net that gives each of 100 classes the same probability has a cross-entropy of $\ln 100 = 4.605$ nats. VGG08
+# has left that plateau; VGG38 sits on it. Is it only slow? These are records of the real training set, all 47,500
+# images of it:
+
+# %%
+measured = tables.table_1(names=["vgg08-5ep", "vgg38-5ep"])
+tables.as_text(measured)
+
+# %% [markdown]
+# It is not slow, it stands still: after 2,375 steps VGG38 has not moved from 4.605 nats and one hit in a hundred.
+# Reports A and B say the same of a hundred epochs (A, Table 1: loss 4.61, accuracy 0.01).
+#
+# ## Look at the gradients
+#
+# Training moves a weight along its gradient. So look at the gradient of each layer's weight *before the first step*,
+# in the measure of the reports: the mean of $|\partial E/\partial W|$ over the weights of a layer, for one batch of
+# 100 images, in training mode. *Live*, on freshly built nets.
+
+# %%
+x, y = train_set.batch(next(data.plan_epoch(len(train_set), seed=0, epoch=0).batches(100)))
+trained, vgg08, vgg38 = vgg38, build("vgg08", seed=0), build("vgg38", seed=0)
+flow = {"VGG08": flow_on(vgg08, x, y), "VGG38": flow_on(vgg38, x, y)}
+
+# %% tags=["nbval-ignore-output"]
+fig, panels = plt.subplots(1, 2, figsize=(9, 3.4))
+for axes, scale in zip(panels, ("linear", "log"), strict=True):
+    for (name, values), model in zip(flow.items(), ("vgg08", "vgg38"), strict=True):
+        colour, marker = figures.STYLE[model]
+        axes.plot(range(1, len(values) + 1), values.values(), color=colour, marker=marker, ms=3.5, label=name)
+    axes.set(yscale=scale, xlabel="layer, input to output", ylabel="mean |dE/dW|", title=f"{scale} axis")
+panels[1].legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# **Figure 1.** Gradient flow before the first step. *Left*, on the linear axis of the reports, VGG38's gradient "is 0"
+# everywhere but at the very end: that is how report A's Figure 3 reads. *Right*, the same numbers on a logarithmic
+# axis: it is not 0. It is about $10^{-18}$ in the first stage, $10^{-15}$ in the second and $10^{-10}$ in the third,
+# and it climbs in stairs. VGG08's lies between $10^{-5}$ and $10^{-4}$.
+
+# %%
+first, *_, last = flow["VGG38"].values()
+assert 1e-20 < first < 1e-16 and last > 1e-5
+assert min(flow["VGG08"].values()) > 1e-6
+
+# %% [markdown]
+# ## The factor of one layer
+#
+# Where do fifteen orders of magnitude go? By the chain rule the gradient at the output $z^{(l)}$ of layer $l$ is a
+# product of Jacobians, one for each layer behind it:
+#
+# $$\frac{\partial E}{\partial z^{(l)}} = \frac{\partial E}{\partial z^{(L)}}\,
+# \frac{\partial z^{(L)}}{\partial z^{(L-1)}} \cdots \frac{\partial z^{(l+1)}}{\partial z^{(l)}} .$$
+#
+# Each Jacobian multiplies by the weights and by the slope of the activation. PyTorch draws the weights of a
+# convolution uniformly with variance $1/(3 n)$, where $n$ is the fan-in, here $9 \cdot 32 = 288$. Half of the units
+# pass a LeakyReLU, half are cut to a hundredth. So the mean square of the gradient is multiplied, a layer, by
+#
+# $$ n \cdot \frac{1}{3 n} \cdot \frac12 = \frac16 , \qquad\text{its root by}\qquad \frac{1}{\sqrt 6} \approx 0.41 .$$
+#
+# The same holds forwards for what tells one image from another (He et al., 2015, derive both, and the cure: a larger
+# variance). First, the variance; `n * 3` times it should be 1:
+
+# %%
+variances = [3 * layer.weight[0].numel() * layer.weight.var().item() for name, layer in layers(vgg38) if "conv" in name]
+assert np.allclose(np.mean(variances), 1, atol=0.02)
+
+# %% [markdown]
+# Then the gains themselves. `propagation` keeps the output of every layer, runs the loss backwards and reports the
+# ratio between neighbours. It works in double precision; soon we will see why it must. *Live.*
+
+# %%
+signal = pd.DataFrame(propagation(vgg38, x[:50], y[:50])).set_index("layer")
+plain = signal[~signal.index.str.contains("entry|reduce|head")]
+gain = plain.backward_gain.median()
+assert abs(gain / (1 / np.sqrt(6)) - 1) < 0.05
+print(f"theory {1 / np.sqrt(6):.2f}, measured {gain:.2f} (median of the {len(plain)} layers of the processing blocks)")
+
+# %% [markdown]
+# The prediction holds to a few per cent. Three more things shrink the gradient: each of the three poolings spreads it
+# over four pixels, a factor of 1/4 each. With 36 layers between the first convolution and the last,
+#
+# $$ \left(\tfrac{1}{\sqrt 6}\right)^{36} \left(\tfrac14\right)^{3} \approx 1.5 \cdot 10^{-16} .$$
+
+# %%
+factors = [1 / np.sqrt(6) / (4 if name.endswith("reduce.conv1") else 1) for name in signal.index[:-2]]
+theory = signal.gradient.iloc[-2] * np.cumprod([1, *factors[::-1]])[::-1]
+convs = signal.iloc[:-1]
+assert 1 / 10 < theory[0] / convs.gradient.iloc[0] < 10
+
+# %% tags=["nbval-ignore-output"]
+fig, axes = plt.subplots(figsize=(8, 3.6))
+depth = np.arange(1, len(convs) + 1)
+axes.plot(
+    depth, convs.gradient, "v", color=figures.STYLE["vgg38"][0], ms=5, label="measured: gradient at the layer's output"
+)
+axes.plot(depth, theory, color="black", lw=1, label="theory: 0.41 a layer, 1/4 a pooling")
+figures.depth_axis(axes, list(signal.index))
+axes.set(yscale="log", ylabel="RMS of dE/dz", title="VGG38 before its first step")
+axes.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# **Figure 2.** The gradient on its way back, right to left. The line is not a fit: it starts at the last convolution
+# and multiplies by 0.41 and 1/4 as the theory says. Over sixteen orders of magnitude the measured points stay on it.
+#
+# ## Why the stairs?
+#
+# Figure 2 falls steadily, Figure 1 in stairs. The gradient of a *weight* is the product of two things: what comes
+# back to its output, and what came forward to its input,
+#
+# $$\frac{\partial E}{\partial W^{(l)}} = \frac{\partial E}{\partial z^{(l)}} \; a^{(l-1)} .$$
+#
+# Going deeper by one layer, the first grows by $\sqrt 6$ and the second shrinks by it: within a stage the product
+# stays level. At the end of a stage stands a reduction block, whose convolutions have a *bias*. It puts back a constant
+# of about $0.03$ in the place of the vanished activations, and the product jumps.
+
+# %% tags=["nbval-ignore-output"]
+fig, axes = plt.subplots(figsize=(8, 3.6))
+axes.plot(depth, convs.rms, "o-", ms=3.5, lw=1, color="0.55", label="size of the output")
+axes.plot(depth, convs.signal, "^-", ms=3.5, lw=1, color=figures.PALETTE[0], label="its difference between images")
+figures.depth_axis(axes, list(signal.index))
+axes.set(yscale="log", ylabel="RMS of z", title="VGG38 before its first step, forwards")
+axes.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# **Figure 3.** Forwards. *Grey*: the outputs shrink by 0.41 a layer and are lifted by the biases at each stage's end.
+# *Blue*: the lift is the same for every image, so what tells two images apart keeps falling. At the last convolution
+# the outputs are a constant that depends on the image only in the sixteenth digit. Float32 keeps seven: to the head
+# of VGG38 all images are *the same image*, bit for bit. That is why `propagation` needs double precision, and it is
+# the deeper half of the diagnosis: no information goes in, and no gradient comes out.
+
+# %%
+assert convs.signal.iloc[-1] / convs.rms.iloc[-1] < 1e-12
+float32 = vgg38.train()(x).std(0)
+assert float32.max() < 1e-6, "the logits of 100 images agree to all digits that float32 has"
+
+# %% [markdown]
+# ## Why Adam does not rescue it
+#
+# Adam divides the gradient by its own running size, so that a small gradient should do as well as a large one:
+#
+# $$ \Delta W = -\eta \, \frac{\hat m}{\sqrt{\hat v} + \epsilon}, \qquad \epsilon = 10^{-8} . $$
+#
+# But a gradient of $10^{-18}$ drowns in $\epsilon$: the step is $10^{-3} \cdot 10^{-18} / 10^{-8} = 10^{-13}$, and the
+# weights are about $0.03$, where float32 cannot represent a change smaller than $10^{-9}$. So compare the weights of
+# the VGG38 that was trained above with those of the same net before its first step.
+
+# %% tags=["nbval-ignore-output"]
+pairs = zip(layers(vgg38), layers(trained), strict=True)
+moved = {name: (old.weight != new.weight).float().mean().item() for (name, old), (_, new) in pairs}
+stages = pd.Series(moved).groupby(lambda name: name.split(".")[0], sort=False).mean()
+pd.DataFrame({"weights that changed at all (%)": (100 * stages).round(2)})
+
+# %%
+assert stages["entry"] == 0 and stages["stage1"] < 0.001 and stages["stage2"] < 0.6 and stages["head"] > 0.99
+
+# %% [markdown]
+# After 60 steps the first stage is, but for one weight in thousands, bit for bit what it was at the start; of the
+# second only the smallest weights have changed, in their last digits. The third stage and the head do move, but their
+# input is the same for every image: all they can learn is one answer for all, and that is worth $\ln 100$ nats. This
+# is what "does not train" means here: not a bad minimum and not slowness. The steps are rounded away.
+#
+# ## What was shown
+#
+# - VGG08 learns and VGG38 does not, by the same recipe; the difference stands before the first step.
+# - Each plain layer multiplies signal and gradient by $1/\sqrt 6 \approx 0.41$, because of PyTorch's default
+#   initialisation; 37 such layers leave $10^{-16}$ of either.
+# - A weight's gradient is the product of both. It reads as 0 on the reports' linear axis, and is $10^{-18}$.
+# - Such a gradient drowns in Adam's $\epsilon$ and in the rounding of float32.
+#
+# The factor suggests the repair: keep it at 1. The next chapter builds two parts that do so, batch normalisation and
+# the residual connection.
