@@ -236,11 +236,11 @@ stages = pd.Series(moved).groupby(lambda name: name.split(".")[0], sort=False).m
 pd.DataFrame({"weights that changed at all (%)": (100 * stages).round(2)})
 
 # %%
-assert stages["entry"] == 0 and stages["stage1"] < 0.001 and stages["stage2"] < 0.6 and stages["head"] > 0.99
+assert stages["entry"] == 0 and stages["stage1"] < 0.05 and stages["stage2"] < 0.6 and stages["head"] > 0.99
 
 # %% [markdown]
-# After 60 steps the first stage is, but for one weight in thousands, bit for bit what it was at the start; of the
-# second only the smallest weights have changed, in their last digits. The third stage and the head do move, but their
+# After 60 steps ninety-nine in a hundred weights of the first stage are, bit for bit, what they were at the start; of
+# the second, only the smallest have changed, in their last digits. The third stage and the head do move, but their
 # input is the same for every image: all they can learn is one answer for all, and that is worth $\ln 100$ nats. This
 # is what "does not train" means here: not a bad minimum and not slowness. The steps are rounded away.
 #

@@ -66,9 +66,8 @@ print(f"measured - reported: {difference:+.1f} points; sampling error of one mea
 #
 # ## Five epochs of five nets
 #
-# A hundred epochs of a 38-layer net take two CPU cores more than three hours, so the rows of VGG38 wait for a GPU.
-# Five epochs take minutes, and answer the question of the title of the report: which of the nets train at all? These
-# are runs of their own, by the same recipe with the cosine over five epochs; no report prints them.
+# A hundred epochs of a 38-layer net are hours of work for a CPU, so the rows of VGG38 wait for a GPU. Five epochs take
+# minutes, and answer the first question of the report: which of the nets train at all? These are runs of their own, by the same recipe with the cosine over five epochs; no report prints them.
 
 # %%
 short = tables.table_1(names=tables.SHORT)

@@ -164,7 +164,7 @@ def folders(results: Path | str) -> list[Path]:
 def load_runs(results: Path | str | None = None) -> pd.DataFrame:
     """All records as a tidy table: one row a run and seed, with the result, the device and the provenance.
 
-    Columns: run, seed, status, every field of the record's `result`, params, device, precision, torch, commit,
+    Columns: run, seed, status, every field of the record's `result`, params, device, device_type, precision, torch, commit,
     digest, wall_s.
     """
     rows = []
@@ -178,6 +178,7 @@ def load_runs(results: Path | str | None = None) -> pd.DataFrame:
                 **r["result"],
                 "params": r["model"]["params"],
                 "device": r["device"]["name"],
+                "device_type": r["device"]["type"],
                 "precision": r["device"]["precision"],
                 "torch": r["env"]["torch"],
                 "commit": r["git"]["commit"],

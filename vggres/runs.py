@@ -129,7 +129,7 @@ _ALL = [
     Run("vgg38-bn-rc", schedule="cosine-step"),
     Run("vgg38-bn", lr=1e-2, schedule="cosine-step"),
     Run("vgg38-bn-rc", lr=1e-2, schedule="cosine-step"),
-    # Five epochs of the nets of the story: what two CPU cores measure in ten minutes each.
+    # Five epochs of the nets of the story, for where there is no GPU.
     Run("vgg08", epochs=5),
     Run("vgg38", epochs=5),
     Run("vgg38-bn", epochs=5),

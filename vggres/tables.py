@@ -108,14 +108,14 @@ def markdown(table: pd.DataFrame, metric: str = "val_acc") -> str:
 
 
 def cost(results: Path | str | None = None) -> str:
-    """What the measurement took, by device: runs, epochs and minutes; and the commits it was measured at."""
+    """What was measured on what, and at which commits; with the time where the device is a GPU."""
     runs = records.load_runs(results)
     if runs.empty:
         return "Nothing has been measured yet."
-    parts = [
-        f"{len(g)} runs, {g.epochs.sum()} epochs, {g.wall_s.sum() / 60:.0f} minutes on {device} ({precision})"
-        for (device, precision), g in runs.groupby(["device", "precision"])
-    ]
+    parts = []
+    for (device, kind, precision), g in runs.groupby(["device", "device_type", "precision"]):
+        time = f", {g.wall_s.sum() / 60:.0f} minutes" * (kind == "cuda")
+        parts.append(f"{len(g)} runs, {g.epochs.sum()} epochs{time} on {device} ({precision})")
     commits = ", ".join(f"`{c[:7]}`" for c in runs.commit.unique())
     return f"Measured at {commits}: {'; '.join(parts)}."
 

@@ -1,0 +1,32 @@
+"""What is committed under results/ was measured, whole, on the real data."""
+
+from pathlib import Path
+
+import pytest
+
+from vggres import records
+from vggres.data import SPECS
+from vggres.runs import RUNS, Run
+
+RESULTS = Path(__file__).parent.parent / "results"
+FOLDERS = records.folders(RESULTS)
+
+
+def test_there_are_records_and_verify_finds_them_whole():
+    assert FOLDERS and records.verify(RESULTS) == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f"{f.parent.name}-{f.name}")
+def test_a_record_is_of_a_registered_run_of_all_its_epochs_on_the_genuine_data(folder):
+    record = records.read(folder)
+    run = Run.from_dict(record["run"])
+    assert RUNS[run.name] == run and run.dataset in SPECS
+    assert record["status"] == "diverged" or record["result"]["epochs"] == run.epochs
+    assert record["data"]["digest_train"] == SPECS[run.dataset].digests["train"]
+    assert (record["data"]["train"], record["data"]["val"], record["data"]["test"]) == (47_500, 2_500, 10_000)
+    assert record["git"]["dirty"] is False and set(record["git"]["commit"]) != {"0"}
+
+
+def test_nothing_else_lies_among_the_results():
+    allowed = {"run.json", "history.csv", "gradients.csv", "train.lock", "checkpoint.pt", "checkpoint-previous.pt"}
+    assert {p.name for p in RESULTS.glob("runs/*/*/*")} <= allowed

@@ -1,0 +1,82 @@
+"""Reported against measured, and the README's generated part."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from vggres import records, tables
+from vggres.models import MODELS
+from vggres.runs import RUNS, TABLE_1
+
+ROOT = Path(__file__).parent.parent
+
+
+def measured(monkeypatch, **columns):
+    """Pretend that these records exist, in memory only."""
+    monkeypatch.setattr(records, "load_runs", lambda results: pd.DataFrame(columns))
+
+
+def test_reported_accuracies_are_fractions():
+    told = tables.reported().set_index(["report", "exhibit", "run", "metric"]).value
+    assert told["A", "Table 1", "vgg08", "val_acc"] == pytest.approx(0.4684)
+    assert told["A", "Table 1", "vgg38", "val_acc"] == pytest.approx(0.01)
+    assert told["B", "Set 1", "vgg38", "val_acc"] == pytest.approx(0.0064)
+    assert told["A", "Table 1", "vgg38-bn-rc-lr1e-2", "train_loss"] == pytest.approx(0.93)
+
+
+def test_every_registered_exhibit_is_reported_under_that_run():
+    told = tables.reported()
+    for run in RUNS.values():
+        for exhibit in run.exhibits:
+            report, name = exhibit.split("/")
+            if name.startswith(("Table", "Set")) and name != "Set 1a":
+                here = told[(told.report == report) & (told.exhibit == name) & (told.run == run.name)]
+                assert "val_acc" in set(here.metric), f"{run.name}: {exhibit}"
+
+
+def test_the_rows_of_reports_a_and_b_name_networks_that_exist():
+    told = tables.reported()
+    for name in told[told.report.isin(["A", "B"])].run.unique():
+        assert any(name == model or name.startswith(f"{model}-") for model in MODELS), name
+
+
+def test_a_row_without_a_record_says_not_measured(tmp_path):
+    (tmp_path / "reported.csv").write_text((ROOT / "results" / "reported.csv").read_text())
+    text = tables.as_text(tables.table_1(tmp_path))
+    assert set(text.measured) == {"not measured"} and len(text) == 4 * len(TABLE_1)
+    assert "46.84 | not measured | – | 0 |" in tables.markdown(tables.table_1(tmp_path))
+
+
+def test_one_seed_has_no_interval(monkeypatch):
+    zero = [0.5]
+    measured(monkeypatch, run=["vgg08"], train_loss=zero, train_acc=zero, val_loss=zero, val_acc=zero)
+    row = tables.table_1(ROOT / "results").iloc[3]
+    assert (row.run, row.metric, row.n) == ("vgg08", "val_acc", 1)
+    assert tables.format_cells(row) == ("46.84", "50.00", "single run")
+
+
+def test_the_interval_is_student_t_over_seeds(monkeypatch):
+    values = [0.46, 0.47, 0.50]
+    measured(monkeypatch, run=["vgg08"] * 3, train_loss=values, train_acc=values, val_loss=values, val_acc=values)
+    row = tables.table_1(ROOT / "results").iloc[3]
+    low, high = stats.t.interval(0.95, 2, loc=row.measured, scale=pd.Series(values).sem())
+    assert row.interval == pytest.approx((high - low) / 2) and row.n == 3
+
+
+def test_a_collapsed_run_is_shown_and_not_averaged_away(monkeypatch):
+    values = [0.01, 0.55]
+    measured(monkeypatch, run=["vgg38-rc"] * 2, train_loss=values, train_acc=values, val_loss=values, val_acc=values)
+    row = tables.table_1(ROOT / "results").set_index(["run", "metric"]).loc[("vgg38-rc", "val_acc")]
+    assert row.measured == pytest.approx(0.28) and row.interval > 1
+
+
+def test_the_readme_is_current():
+    text = (ROOT / "README.md").read_text()
+    assert tables.update_readme(text) == text, "run `vggres tables --readme README.md`"
+
+
+def test_a_readme_without_markers_is_refused():
+    with pytest.raises(ValueError, match="table 1 begins"):
+        tables.update_readme("# Another file")
