@@ -184,7 +184,8 @@ plt.show()
 
 # %% [markdown]
 # **Figure 2.** The gradient on its way back, right to left. The line is not a fit: it starts at the last convolution
-# and multiplies by 0.41 and 1/4 as the theory says. Over sixteen orders of magnitude the measured points stay on it.
+# and multiplies by 0.41 and 1/4 as the theory says. Over sixteen orders of magnitude the measured points stay within a
+# factor of ten of it; the zero padding at the edges takes the rest.
 #
 # ## Why the stairs?
 #
@@ -209,7 +210,7 @@ plt.show()
 # %% [markdown]
 # **Figure 3.** Forwards. *Grey*: the outputs shrink by 0.41 a layer and are lifted by the biases at each stage's end.
 # *Blue*: the lift is the same for every image, so what tells two images apart keeps falling. At the last convolution
-# the outputs are a constant that depends on the image only in the sixteenth digit. Float32 keeps seven: to the head
+# the outputs are a constant that depends on the image only in the fifteenth digit. Float32 keeps seven: to the head
 # of VGG38 all images are *the same image*, bit for bit. That is why `propagation` needs double precision, and it is
 # the deeper half of the diagnosis: no information goes in, and no gradient comes out.
 

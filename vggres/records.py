@@ -24,6 +24,7 @@ from vggres.files import write_atomically
 from vggres.runs import RUNS, Run
 
 SCHEMA = 1
+COMMIT = re.compile("[0-9a-f]{40}")
 HISTORY = {
     "epoch": "d",
     "train_loss": ".6f",
@@ -59,6 +60,8 @@ def provenance() -> dict:
         UserError: there is no commit to be found; a record without one would prove nothing.
     """
     if commit := os.environ.get("VGGRES_COMMIT"):
+        if not COMMIT.fullmatch(commit):
+            raise UserError(f"VGGRES_COMMIT must be the 40 hexadecimal digits of a commit, not {commit!r}")
         return {"commit": commit, "dirty": False}
     here = Path(__file__).resolve()
 
@@ -164,8 +167,8 @@ def folders(results: Path | str) -> list[Path]:
 def load_runs(results: Path | str | None = None) -> pd.DataFrame:
     """All records as a tidy table: one row a run and seed, with the result, the device and the provenance.
 
-    Columns: run, seed, status, every field of the record's `result`, params, device, device_type, precision, torch, commit,
-    digest, wall_s.
+    Columns: run, seed, status, every field of the record's `result`, params, device, device_type, precision, torch,
+    commit, digest, wall_s.
     """
     rows = []
     for folder in folders(results or default_root()):
@@ -243,7 +246,7 @@ def _check(folder: Path):
         genuine = SPECS[run.dataset].digests
         if any(record["data"][f"digest_{split}"] != genuine[split] for split in ("train", "test")):
             yield f"was not trained on the genuine {run.dataset}"
-    if not re.fullmatch(r"[0-9a-f]{40}", record["git"]["commit"]):
+    if not COMMIT.fullmatch(record["git"]["commit"]):
         yield f"has no commit: {record['git']['commit']!r}"
     history = pd.read_csv(folder / "history.csv").to_dict("records")
     if [r["epoch"] for r in history] != list(range(1, record["result"]["epochs"] + 1)):
