@@ -126,8 +126,9 @@ def load(name: str = "cifar100", root: Path | str | None = None) -> Data:
         order, digests[split] = _content_order(labels, pixels)
         if digests[split] != spec.digests[split]:
             raise DataError(
-                f"{folder}: the {split} images are not {name}'s: digest {digests[split]}, expected "
-                f"{spec.digests[split]}; delete the folder and run `vggres data --dataset {name}`"
+                f"{folder}: the {split} images ({', '.join(spec.files[split])}) are not {name}'s: "
+                f"digest {digests[split]}, expected {spec.digests[split]}; "
+                f"delete the folder and run `vggres data --dataset {name}`"
             )
         images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))[order]
         splits[split] = images, labels[order].astype(np.int64)
@@ -261,7 +262,7 @@ def synthetic(seed: int = 0) -> Data:
     is a result.
     """
     rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.repeat(np.arange(100), 60))
+    labels = np.concatenate([rng.permutation(np.arange(n) % 100) for n in (5000, 500, 500)])
     mosaics = np.kron(rng.uniform(-60, 60, (100, 4, 4, 3)), np.ones((1, 8, 8, 1))) + rng.uniform(
         60, 196, (100, 1, 1, 3)
     )

@@ -154,9 +154,12 @@ def read(folder: Path) -> dict:
         UserError: it is not there or cannot be read.
     """
     try:
-        return json.loads((folder / "run.json").read_text())
+        record = json.loads((folder / "run.json").read_text())
     except (OSError, ValueError) as e:
         raise UserError(f"{folder / 'run.json'}: no readable record ({e})") from e
+    if not isinstance(record, dict):
+        raise UserError(f"{folder / 'run.json'}: no record, but {record!r}")
+    return record
 
 
 def folders(results: Path | str) -> list[Path]:
@@ -221,9 +224,10 @@ def verify(results: Path | str) -> list[str]:
     problems = []
     for folder in folders(results):
         try:
-            problems += [f"{folder}: {problem}" for problem in _check(folder)]
-        except (UserError, KeyError, TypeError, ValueError) as e:
-            problems.append(f"{folder}: not a readable record ({type(e).__name__}: {e})")
+            for problem in _check(folder):
+                problems.append(f"{folder}: {problem}")
+        except (UserError, KeyError, TypeError, ValueError, OSError) as e:
+            problems.append(f"{folder}: is no readable record ({type(e).__name__}: {e})")
     return problems
 
 

@@ -6,7 +6,7 @@ Reported numbers are not here: they are in `results/reported.csv`, joined by the
 import math
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
-from typing import Literal
+from typing import Literal, get_args
 
 from vggres.errors import UserError
 
@@ -42,11 +42,16 @@ class Run:
     exhibits: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self):
-        for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.lr > 0:
-            raise UserError(f"lr must be positive, not {self.lr}")
+        for name in ("epochs", "batch", "limit"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"lr must be positive and finite, not {self.lr}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"weight_decay must be 0 or more, and finite, not {self.weight_decay}")
+        for name, known in (("schedule", get_args(Schedule)), ("optimizer", ("adam",))):
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"no {name} is called {value!r}; there are {', '.join(known)}")
 
     @property
     def name(self) -> str:
