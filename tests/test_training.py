@@ -1,23 +1,27 @@
 """The loop: exact resume, deadlines, divergence, and what it refuses."""
 
-import json
-import os
+import io
+import itertools
+import math
 import signal
 import subprocess
 import sys
-import time
-from dataclasses import replace
+from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 
 from vggres import data, records, training
+from vggres.engine import Engine
 from vggres.errors import UserError
-from vggres.runs import find
+from vggres.models import build, layers
+from vggres.runs import Run, find
 
 TINY = find("vgg08").tiny(limit=600, epochs=3)
+SMALL = find("vgg08").tiny(limit=200, epochs=3, batch=50)  # four steps an epoch
+CPU = torch.device("cpu")
 
 # Trains TINY in a process of its own; prints a line a batch so that the test can choose when to kill it.
 WORKER = """
@@ -54,8 +58,6 @@ def contents(results, run=TINY):
     return history, (folder / "gradients.csv").read_text(), records.read(folder)["result"]
 
 
-
-
 @pytest.fixture
 def keep_weights(monkeypatch):
     """Save the final weights and optimiser state beside the record before it is written."""
@@ -70,7 +72,9 @@ def keep_weights(monkeypatch):
 
 
 def test_sigkill_in_the_middle_of_an_epoch_changes_nothing(tmp_path, synthetic, keep_weights):
-    killed = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True)
+    killed = subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True
+    )
     for _ in range(9):  # six steps an epoch: the third step of the second epoch
         assert killed.stdout.readline() == "step\n"
     killed.send_signal(signal.SIGKILL)
@@ -87,3 +91,349 @@ def test_sigkill_in_the_middle_of_an_epoch_changes_nothing(tmp_path, synthetic, 
     assert all(torch.equal(resumed[k], v) for k, v in keep_weights.last.items())
     assert records.read(folder)["time"]["resumes"] == 1
     assert not list(folder.glob("checkpoint*"))
+
+
+@pytest.fixture(scope="module")
+def whole(synthetic, tmp_path_factory):
+    """What SMALL gives when nothing disturbs it."""
+    results = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("VGGRES_COMMIT", "0" * 40)
+        training.train(SMALL, 0, synthetic, results, "cpu")
+    return contents(results, SMALL)
+
+
+def stop(results, synthetic, steps, run=SMALL, step=Engine.step):
+    """Train until that many steps are done, as Ctrl-C would end it there; the folder of what is left."""
+    count = itertools.count()
+
+    def counted(*args):
+        if next(count) == steps:
+            raise KeyboardInterrupt
+        step(*args)
+
+    with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(Engine, "step", counted)
+        training.train(run, 0, synthetic, results, "cpu")
+    return records.folder_of(results, run.name, 0)
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def crash_while_saving(results, synthetic):
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(training, "write_atomically", crash)
+        training.train(SMALL, 0, synthetic, results, "cpu")
+
+
+def untrained(monkeypatch):
+    monkeypatch.setattr(Engine, "step", lambda *_: pytest.fail("trains"))
+
+
+def test_the_time_may_be_up_in_the_middle_of_an_epoch_and_changes_nothing(
+    tmp_path, synthetic, monkeypatch, keep_weights
+):
+    training.train(SMALL, 0, synthetic, tmp_path / "whole", "cpu")
+    expected, now, step, count = keep_weights.last, itertools.count(), Engine.step, itertools.count()
+
+    def slow(*args):
+        step(*args)
+        if next(count) in (4, 10):  # inside the second epoch, and when it has been done again, the third
+            for _ in range(100):  # seconds pass
+                next(now)
+
+    monkeypatch.setattr(Engine, "step", slow)
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=now.__next__))  # a second a look
+    folder, said = records.folder_of(tmp_path / "parts", SMALL.name, 0), []
+
+    def go_on():
+        return training.train(SMALL, 0, synthetic, tmp_path / "parts", "cpu", minutes=1, say=said.append)
+
+    for _ in range(2):
+        assert go_on() is None
+        assert (folder / "checkpoint.pt").exists() and not (folder / "run.json").exists()
+    assert go_on()["time"]["resumes"] == 2
+    assert said == ["resumes after epoch 1 of 3", "resumes after epoch 2 of 3"]
+    assert contents(tmp_path / "parts", SMALL) == contents(tmp_path / "whole", SMALL)
+    assert all(torch.equal(expected[k], v) for k, v in keep_weights.last.items())
+
+
+def test_an_epoch_that_would_not_fit_is_not_begun(tmp_path, synthetic, monkeypatch):
+    # A second a look at the clock: an epoch takes five, so one fits into ten, and another would not.
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+    step, count = Engine.step, itertools.count(1)
+    monkeypatch.setattr(Engine, "step", lambda *args: (step(*args), next(count)))
+    assert training.train(SMALL, 0, synthetic, tmp_path, "cpu", minutes=10 / 60) is None
+    assert next(count) == 5
+
+
+def test_no_time_at_all_trains_nothing_and_loses_nothing(tmp_path, synthetic, whole, monkeypatch):
+    with monkeypatch.context() as m:
+        untrained(m)
+        assert training.train(SMALL, 0, synthetic, tmp_path, "cpu", minutes=0) is None
+    folder = stop(tmp_path, synthetic, 5)
+    before = (folder / "checkpoint.pt").read_bytes()
+    with monkeypatch.context() as m:
+        untrained(m)
+        assert training.train(SMALL, 0, synthetic, tmp_path, "cpu", minutes=0) is None
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    training.train(SMALL, 0, synthetic, tmp_path, "cpu")
+    assert contents(tmp_path, SMALL) == whole
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, synthetic, whole):
+    folder, said = stop(tmp_path, synthetic, 9), []
+    damage(folder / "checkpoint.pt")
+    training.train(SMALL, 0, synthetic, tmp_path, "cpu", say=said.append)
+    damaged = f"{folder / 'checkpoint.pt'} is damaged; the one before it is used"
+    assert said == [f"resumes after epoch 1 of 3 ({damaged})"]
+    assert contents(tmp_path, SMALL) == whole
+
+
+def test_a_crash_while_saving_after_damage_still_leaves_a_whole_checkpoint(tmp_path, synthetic, whole):
+    folder, said = stop(tmp_path, synthetic, 9), []
+    damage(folder / "checkpoint.pt")
+    crash_while_saving(tmp_path, synthetic)
+    training.train(SMALL, 0, synthetic, tmp_path, "cpu", say=said.append)
+    assert said[-1].startswith("resumes after epoch 1 of 3 ")
+    assert contents(tmp_path, SMALL) == whole
+
+
+def test_a_crash_while_saving_leaves_the_checkpoint_before(tmp_path, synthetic, whole):
+    stop(tmp_path, synthetic, 5)
+    crash_while_saving(tmp_path, synthetic)
+    said = []
+    training.train(SMALL, 0, synthetic, tmp_path, "cpu", say=said.append)
+    assert said == ["resumes after epoch 1 of 3"]
+    assert contents(tmp_path, SMALL) == whole
+
+
+@pytest.mark.parametrize("harm", [damage, lambda path: path.write_bytes(b"")], ids=["changed", "empty"])
+def test_without_a_whole_checkpoint_it_refuses_and_deletes_nothing(tmp_path, synthetic, monkeypatch, harm):
+    folder = stop(tmp_path, synthetic, 9)
+    paths = [folder / "checkpoint.pt", folder / "checkpoint-previous.pt"]
+    for path in paths:
+        harm(path)
+    before = [path.read_bytes() for path in paths]
+    untrained(monkeypatch)
+    with pytest.raises(UserError) as e:
+        training.train(SMALL, 0, synthetic, tmp_path, "cpu")
+    for part in (folder, "checkpoint.pt", "checkpoint-previous.pt", "delete"):
+        assert str(part) in str(e.value)
+    assert [path.read_bytes() for path in paths] == before
+
+
+@pytest.mark.parametrize(
+    ("run", "seed"), [(Run("vgg08", lr=3e-3).tiny(limit=200, epochs=3, batch=50), 0), (SMALL, 1)], ids=["lr", "seed"]
+)
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path, synthetic, monkeypatch, run, seed):
+    theirs = stop(tmp_path, synthetic, 5) / "checkpoint.pt"
+    ours = records.folder_of(tmp_path, run.name, seed) / "checkpoint.pt"
+    ours.parent.mkdir(parents=True)
+    content = theirs.read_bytes()
+    ours.write_bytes(content)
+    untrained(monkeypatch)
+    with pytest.raises(UserError, match=r"other settings.*delete") as e:
+        training.train(run, seed, synthetic, tmp_path, "cpu")
+    assert str(ours) in str(e.value) and "\n" not in str(e.value)
+    assert ours.read_bytes() == content
+
+
+def test_a_second_process_on_the_same_run_is_refused(tmp_path, synthetic, monkeypatch):
+    folder = records.folder_of(tmp_path, SMALL.name, 0)
+    folder.mkdir(parents=True)
+    untrained(monkeypatch)
+    with FileLock(folder / "train.lock"), pytest.raises(UserError, match="another process") as e:
+        training.train(SMALL, 0, synthetic, tmp_path, "cpu")
+    assert str(folder) in str(e.value)
+
+
+def test_the_lock_is_released_when_training_ends_early(tmp_path, synthetic):
+    folder = stop(tmp_path, synthetic, 0)
+    with FileLock(folder / "train.lock", timeout=0):
+        pass
+
+
+@pytest.mark.parametrize("file", ["results", "results/runs", f"results/runs/{SMALL.name}/seed0"])
+def test_results_that_cannot_be_written_are_found_out_before_training(tmp_path, synthetic, monkeypatch, file):
+    obstacle = tmp_path / file  # a file where a folder should be: no user may write below it, not even root
+    obstacle.parent.mkdir(parents=True, exist_ok=True)
+    obstacle.write_text("kept")
+    monkeypatch.setattr(training, "build", lambda *_: pytest.fail("builds a net"))
+    with pytest.raises(UserError, match=r"cannot be written.*--results") as e:
+        training.train(SMALL, 0, synthetic, tmp_path / "results", "cpu")
+    assert str(tmp_path / "results") in str(e.value)
+    assert obstacle.read_text() == "kept"
+
+
+def test_a_commit_is_asked_for_before_training(tmp_path, synthetic, monkeypatch):
+    monkeypatch.delenv("VGGRES_COMMIT")
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "vggres" / "records.py"))  # in no checkout
+    untrained(monkeypatch)
+    with pytest.raises(UserError, match="VGGRES_COMMIT"):
+        training.train(SMALL, 0, synthetic, tmp_path, "cpu")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_its_record(tmp_path, synthetic):
+    run, said = Run("vgg08", lr=1e6).tiny(limit=200, epochs=3, batch=50), []
+    record = training.train(run, 0, synthetic, tmp_path, "cpu", say=said.append)
+    assert record["status"] == "diverged"
+    assert "not finite" in record["error"]
+    assert record["result"]["epochs"] == 1
+    assert record["result"]["train_loss"] is None and record["result"]["test_acc_last"] is None
+    assert len(said) == 1 and "diverged in epoch 1" in said[0]
+    assert records.verify(tmp_path) == []
+    assert records.load_runs(tmp_path).status.tolist() == ["diverged"]
+
+
+def test_a_run_that_diverges_later_is_tested_with_its_best_weights(tmp_path, synthetic, monkeypatch, whole):
+    step, count = Engine.step, itertools.count()
+
+    def poisoned(self, *args):
+        step(self, *args)
+        if next(count) == 8:  # the first step of the third epoch
+            self.net.head.bias.data.fill_(math.nan)
+
+    monkeypatch.setattr(Engine, "step", poisoned)
+    record = training.train(SMALL, 0, synthetic, tmp_path, "cpu")
+    assert (record["status"], record["result"]["epochs"]) == ("diverged", 3)
+    assert record["result"]["best_epoch"] in (1, 2)
+    assert record["result"]["test_loss"] is not None and record["result"]["test_loss_last"] is None
+    assert contents(tmp_path, SMALL)[0].splitlines()[:3] == whole[0].splitlines()[:3]
+    assert records.verify(tmp_path) == []
+
+
+def test_what_is_recorded_is_not_trained_again(tmp_path, synthetic, monkeypatch):
+    run = find("vgg08").tiny(limit=100, epochs=1)
+    first = training.train(run, 0, synthetic, tmp_path, "cpu")
+    folder, said = records.folder_of(tmp_path, run.name, 0), []
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    untrained(monkeypatch)
+    assert training.train(run, 0, synthetic, tmp_path, "cpu", say=said.append) == first
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert len(said) == 1 and "recorded already" in said[0] and str(folder) in said[0]
+
+
+def test_the_test_set_is_seen_by_the_first_of_the_best_epochs(tmp_path, synthetic, monkeypatch):
+    evaluate, save = Engine.evaluate, training.save
+    validation, weights = iter([0.1, 0.3, 0.3, 0.2]), {}
+
+    def scripted(self, images):
+        loss, acc = evaluate(self, images)
+        return loss, next(validation, acc)  # the test set is evaluated last
+
+    def keeping(folder, run, seed, engine, state):
+        weights[state.epoch] = {k: v.clone() for k, v in engine.net.state_dict().items()}
+        save(folder, run, seed, engine, state)
+
+    run = Run("vgg08", lr=1e-2).tiny(limit=100, epochs=4, batch=50)
+    with monkeypatch.context() as m:
+        m.setattr(Engine, "evaluate", scripted)
+        m.setattr(training, "save", keeping)
+        result = training.train(run, 0, synthetic, tmp_path, "cpu")["result"]
+
+    def tested(epoch):
+        engine = Engine(build(run.model), run.lr, 0, CPU)
+        engine.net.load_state_dict(weights[epoch])
+        return engine.evaluate(data.Images(*synthetic.subset(100).test))
+
+    assert (result["best_epoch"], result["best_val_acc"], result["val_acc"]) == (2, 0.3, 0.2)
+    assert (result["test_loss"], result["test_acc"]) == pytest.approx(tested(2), abs=1e-6)
+    assert (result["test_loss_last"], result["test_acc_last"]) == pytest.approx(tested(4), abs=1e-6)
+    assert tested(2) != tested(3)
+
+
+def test_history_and_gradients_have_one_line_an_epoch(tmp_path, synthetic):
+    training.train(SMALL, 0, synthetic, tmp_path, "cpu")
+    history = records.load_series(SMALL.name, "history.csv", tmp_path)
+    gradients = records.load_series(SMALL.name, "gradients.csv", tmp_path)
+    assert history.epoch.tolist() == [1, 2, 3]
+    assert history.lr.tolist() == pytest.approx([SMALL.lr_at(4 * k, 4) for k in range(3)], rel=1e-5)
+    assert gradients.epoch.tolist() == [0, 1, 2, 3]
+    names = [name for name, _ in layers(build(SMALL.model))]
+    assert gradients.columns.tolist() == ["epoch", *names, "seed"]
+    assert (gradients[names] > 0).all(axis=None)
+
+
+def test_training_metrics_are_the_mean_over_the_epochs_images(synthetic):
+    images = data.Images(*synthetic.subset(70).train)
+    engine, total = Engine(build("vgg08", 0), 1e-3, 0, CPU, "fp32"), 0.0
+    for batch in data.plan_epoch(70, 0, 0).batches(50):  # 50 images, then 20
+        x, y = images.batch(batch)
+        total += torch.nn.functional.cross_entropy(engine.net(x), y, reduction="sum").item()
+        engine.step(images, batch, 1e-3)
+    assert engine.metrics()[0] == pytest.approx(total / 70, rel=1e-5)
+
+
+def test_evaluation_uses_the_running_statistics_and_changes_nothing(synthetic):
+    images = data.Images(*synthetic.subset(60).train)
+    engine = Engine(build("vgg08", 0), 1e-3, 0, CPU, "fp32")
+    engine.step(images, data.plan_epoch(60, 0, 0), 1e-3)
+    engine.metrics()
+    before = {k: v.clone() for k, v in engine.net.state_dict().items()}
+    x, y = next(images.batches(60))
+    logits = engine.net.eval()(x)
+    expected = torch.nn.functional.cross_entropy(logits, y).item(), (logits.argmax(1) == y).double().mean().item()
+    engine.net.train()
+    assert engine.evaluate(images) == pytest.approx(expected, rel=1e-5)
+    assert all(torch.equal(before[k], v) for k, v in engine.net.state_dict().items())
+
+
+def test_a_later_commit_that_went_on_with_the_run_is_recorded(tmp_path, synthetic, monkeypatch):
+    stop(tmp_path, synthetic, 5)
+    monkeypatch.setenv("VGGRES_COMMIT", "1" * 40)
+    records.provenance.cache_clear()
+    git = training.train(SMALL, 0, synthetic, tmp_path, "cpu")["git"]
+    assert git["commit"] == "0" * 40
+    assert git["later"] == [{"commit": "1" * 40, "dirty": False}]
+
+
+def test_progress_is_silent_where_there_is_no_terminal(tmp_path, synthetic, capfd):
+    training.train(find("vgg08").tiny(limit=100, epochs=1), 0, synthetic, tmp_path, "cpu")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_on_a_terminal_shows_loss_accuracy_speed_and_time_left(tmp_path, synthetic, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    training.train(SMALL, 0, synthetic, tmp_path, "cpu")
+    last = terminal.getvalue().split("\r")[-1]
+    for part in (SMALL.name, "600/600", "images/s", "loss", "val", "%", "<"):
+        assert part in last
+
+
+def test_vgg08_learns_the_synthetic_set(synthetic):
+    few = synthetic.subset(1000)
+    images, val = data.Images(*few.train), data.Images(*few.val)
+    engine = Engine(build("vgg08", 0), 3e-3, 0, CPU)
+    for epoch in range(4):
+        for batch in data.plan_epoch(1000, 0, epoch, augment=False).batches(25):
+            engine.step(images, batch, 3e-3)
+        loss, _ = engine.metrics()
+    assert loss < 4.3  # chance is ln 100 = 4.6
+    assert engine.evaluate(val)[0] < 4.2
+
+
+def test_bf16_and_fp32_agree(synthetic):
+    images = data.Images(*synthetic.subset(100).train)
+    losses = {}
+    for precision in ("bf16", "fp32"):
+        engine = Engine(build("vgg38-bn-rc", 0), 1e-3, 0, CPU, precision)
+        losses[precision] = []
+        for batch in data.plan_epoch(100, 0, 0).batches(20):
+            engine.step(images, batch, 1e-3)
+            losses[precision].append(engine.metrics()[0])
+        assert all(p.dtype == p.grad.dtype == torch.float32 for p in engine.net.parameters())
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
+    assert losses["bf16"] != losses["fp32"]

@@ -20,6 +20,7 @@ from vggres.runs import RUNS, find
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     help="Why very deep plain convolutional networks do not train, and what fixes them.",
 )
 
@@ -97,8 +98,8 @@ def train(
     from vggres.engine import pick_device
     from vggres.training import train as train_run
 
-    if seed < 0:
-        raise UserError(f"--seed must be 0 or more, not {seed}")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed must be from 0 to 2**63 - 1, not {seed}")
     if minutes is not None and not minutes > 0:
         raise UserError(f"--minutes must be positive, not {minutes}")
     runs = [find(name) if epochs is None else replace(find(name), epochs=epochs) for name in names]

@@ -88,8 +88,9 @@ def train(
     deadline = time.monotonic() + (minutes * 60 if minutes is not None else math.inf)
     with claim(records.folder_of(results, run.name, seed)) as folder:
         if (folder / "run.json").exists():
+            record = records.read(folder)
             say(f"is recorded already in {folder}; delete the folder to measure again")
-            return records.read(folder)
+            return record
         git = records.provenance()
         engine = Engine(build(run.model, seed), run.lr, run.weight_decay, pick_device(device))
         state = resume(folder, run, seed, engine, say) or State()
@@ -226,9 +227,11 @@ def save(folder: Path, run: Run, seed: int, engine: Engine, state: State) -> Non
         content,
     )
     newest, previous = checkpoints(folder)
+    following = folder / "checkpoint-next.pt"  # whole before the others are touched
+    write_atomically(following, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
     if newest.exists():
         os.replace(newest, previous)
-    write_atomically(newest, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+    os.replace(following, newest)
 
 
 def resume(folder: Path, run: Run, seed: int, engine: Engine, say) -> State | None:
@@ -237,11 +240,11 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, say) -> State | No
     Raises:
         UserError: the checkpoint is of other settings, or all checkpoints are damaged.
     """
-    present = [path for path in checkpoints(folder) if path.exists()]
-    for path in present:
+    damaged = []
+    for path in (path for path in checkpoints(folder) if path.exists()):
         digest, content = path.read_bytes()[:32], path.read_bytes()[32:]
         if hashlib.sha256(content).digest() != digest:
-            say(f"{path} is damaged; it is passed over")
+            damaged.append(path.name)
             continue
         saved = torch.load(io.BytesIO(content), map_location=engine.device, weights_only=True)
         if Run.from_dict(saved["run"]) != run or saved["seed"] != seed:
@@ -253,10 +256,9 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, say) -> State | No
         engine.optimizer.load_state_dict(saved["optimizer"])
         state = State(**saved["state"])
         state.resumes += 1
-        say(f"resumes after epoch {state.epoch} of {run.epochs}")
+        passed_over = f" ({folder / damaged[0]} is damaged; the one before it is used)" if damaged else ""
+        say(f"resumes after epoch {state.epoch} of {run.epochs}{passed_over}")
         return state
-    if present:
-        raise UserError(
-            f"{folder}: no checkpoint is whole ({', '.join(p.name for p in present)}); delete them to begin anew"
-        )
+    if damaged:
+        raise UserError(f"{folder}: no checkpoint is whole ({', '.join(damaged)}); delete them to begin anew")
     return None

@@ -1,0 +1,299 @@
+"""The command line: what bad input gets, and exit statuses that scripts can use."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from test_data import COUNTS, write_small
+from typer.testing import CliRunner
+
+from vggres import data, records, training
+from vggres.cli import app
+from vggres.engine import Engine
+from vggres.models import build
+from vggres.runs import RUNS, Run, find
+
+ONE_EPOCH = Run("vgg08", epochs=1)
+
+
+@pytest.fixture(autouse=True)
+def commit(monkeypatch):
+    monkeypatch.setenv("VGGRES_COMMIT", "0" * 40)
+    records.provenance.cache_clear()
+    yield
+    records.provenance.cache_clear()
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A folder with a small dataset that passes for CIFAR-100."""
+    write_small(monkeypatch, tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def results(tmp_path):
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def train(root, results):
+    def train(*args, root=root, results=results):
+        return vggres("train", *args, "--device", "cpu", "--data", root, "--results", results)
+
+    return train
+
+
+def vggres(*args):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def refused(done, *parts):
+    """Assert exit status 2 and one line on stderr that holds every part."""
+    assert done.exit_code == 2, done.output
+    assert isinstance(done.exception, SystemExit), "a traceback"
+    assert done.stdout == ""
+    assert done.stderr.startswith("vggres: ") and done.stderr.count("\n") == 1, done.stderr
+    for part in parts:
+        assert str(part) in done.stderr
+    return done.stderr
+
+
+def nothing_trained(results):
+    return not list(results.rglob("run.json")) and not list(results.rglob("checkpoint*"))
+
+
+def test_train_writes_a_record_that_verifies_and_lists(train, results):
+    done = train("vgg08", "--epochs", 1, "--seed", 3)
+    assert done.exit_code == 0, done.output
+    assert re.fullmatch(r"vgg08-1ep, seed 3: validation \d.* %.*, test .* %.*\n", done.stdout)
+    assert done.stderr == ""
+    record = records.read(records.folder_of(results, "vgg08-1ep", 3))
+    assert (record["seed"], record["result"]["epochs"], record["data"]["train"]) == (3, 1, COUNTS["train"] * 19 // 20)
+
+    assert vggres("verify", "--results", results).exit_code == 0
+    again = train("vgg08", "--epochs", 1, "--seed", 3)
+    assert again.exit_code == 0 and again.stdout == done.stdout
+    assert "recorded already" in again.stderr
+
+
+def test_several_runs_are_trained_one_after_the_other(train, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "train", lambda run, seed, *_: seen.append((run.name, seed)))
+    assert train("vgg08", "--seed", 1).exit_code == 3  # None: the time was up
+    assert seen == [("vgg08", 1)]
+
+    def record(run, *_):
+        seen.append(run.name)
+        return {"result": dict(test_acc=0.5, val_acc=0.5, epochs=5, best_epoch=5)}
+
+    seen.clear()
+    monkeypatch.setattr(training, "train", record)
+    assert train("vgg08", "vgg38", "--epochs", 5).exit_code == 0
+    assert seen == ["vgg08-5ep", "vgg38-5ep"]
+
+
+def test_verify_fails_when_one_digit_is_changed(train, results):
+    train("vgg08", "--epochs", 1)
+    done = vggres("verify", "--results", results)
+    assert (done.exit_code, done.stderr) == (0, "") and "1 record" in done.stdout
+
+    path = records.folder_of(results, "vgg08-1ep", 0) / "run.json"
+    path.write_text(re.sub(r'"val_acc": 0\.(\d)', lambda m: f'"val_acc": 0.{(int(m[1]) + 1) % 10}', path.read_text()))
+    done = vggres("verify", "--results", results)
+    assert done.exit_code == 1
+    assert f"{path.parent}: run.json was changed" in done.stderr and done.stdout == ""
+
+
+def test_time_up_is_exit_status_3_and_the_same_command_resumes(train, results):
+    done = train("vgg08", "--epochs", 1, "--minutes", 1e-9)
+    assert done.exit_code == 3
+    assert "the time is up" in done.stderr and done.stdout == ""
+    assert nothing_trained(results)
+    assert train("vgg08", "--epochs", 1).exit_code == 0
+
+
+def test_an_interrupt_is_exit_status_130_and_says_how_to_go_on(train, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "step", interrupt)
+    done = train("vgg08")
+    assert done.exit_code == 130
+    assert done.stderr.count("\n") == 1 and "the same command goes on" in done.stderr
+
+
+def test_a_diverged_run_is_said_and_recorded(train, results, monkeypatch):
+    monkeypatch.setattr(Run, "lr_at", lambda *_: 1e6)
+    done = train("vgg08", "--epochs", 1)
+    assert done.exit_code == 0
+    assert "diverged in epoch 1" in done.stderr
+    assert records.read(records.folder_of(results, "vgg08-1ep", 0))["status"] == "diverged"
+
+
+def test_list_shows_every_run_and_what_is_measured(train, results):
+    train("vgg08", "--epochs", 5)
+    lines = vggres("list", "--results", results).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(RUNS)
+    state = {line.split()[0]: line for line in lines}
+    assert "1 measured" in state["vgg08-5ep"]
+    assert "not measured" in state["vgg38"] and "A/Table 1" in state["vgg38"]
+
+
+def test_data_checks_what_is_there(root):
+    done = vggres("data", "--data", root)
+    assert done.exit_code == 0, done.output
+    assert "380 train, 20 val, 100 test images" in done.stdout and str(root) in done.stdout
+
+
+@pytest.mark.parametrize("name", ["vgg38-bnrc", "VGG38-BN-RC", "vgg38-bn-rc-lr1e-3"])
+def test_an_unknown_run_gets_the_nearest(train, name):
+    refused(train(name), repr(name), "vgg38-bn-rc")
+
+
+def test_one_unknown_run_among_known_ones_is_found_out_before_training(train, results):
+    refused(train("vgg08", "vgg99"), "'vgg99'")
+    assert nothing_trained(results)
+
+
+@pytest.mark.parametrize("epochs", [0, -1])
+def test_epochs_must_be_positive(train, epochs):
+    refused(train("vgg08", "--epochs", epochs), "epochs", f"not {epochs}")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 10**30])
+def test_a_seed_must_be_one_that_the_generators_take(train, seed):
+    refused(train("vgg08", "--epochs", 1, "--seed", seed), "seed", seed)
+
+
+@pytest.mark.parametrize("minutes", [0, -1, "nan"])
+def test_minutes_must_be_positive(train, minutes):
+    refused(train("vgg08", "--minutes", minutes), "--minutes")
+
+
+@pytest.mark.parametrize("option", ["--seed", "--epochs", "--minutes"])
+def test_what_is_no_number_is_refused_and_named(train, option):
+    done = train("vgg08", option, "many")  # told by Typer, after a line of usage
+    assert done.exit_code == 2 and isinstance(done.exception, SystemExit)
+    assert f"Invalid value for '{option}'" in done.stderr
+
+
+@pytest.mark.parametrize("device", ["tpu", "mps", "", "cuda:x"])
+def test_an_unknown_device_gets_those_there_are(root, results, device):
+    done = vggres("train", "vgg08", "--data", root, "--results", results, "--device", device)
+    refused(done, repr(device), "auto", "cpu", "cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here: what its absence gets is not tested")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_absent_cuda_is_refused(root, results, device):
+    done = vggres("train", "vgg08", "--data", root, "--results", results, "--device", device)
+    refused(done, repr(device), "0 CUDA devices", "--device cpu")
+
+
+def test_a_missing_dataset_says_where_it_looked_and_how_to_get_it(train, tmp_path, results):
+    for nowhere in (tmp_path / "nowhere", tmp_path):
+        refused(train("vgg08", root=nowhere), nowhere, "cifar-100-binary", "`vggres data", "--data", "VGGRES_DATA")
+    assert nothing_trained(results)
+
+
+def test_a_truncated_file_is_named_with_both_sizes(train, root):
+    path = root / "cifar-100-binary" / "train.bin"
+    size = path.stat().st_size
+    os.truncate(path, 1000)
+    for done in (train("vgg08"), vggres("data", "--data", root)):
+        refused(done, path, "1000 bytes", f"expected {size}", "fetch")
+    assert path.stat().st_size == 1000
+
+
+def test_a_wrong_digest_is_named_with_the_right_one(train, root):
+    path = root / "cifar-100-binary" / "test.bin"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    for done in (train("vgg08"), vggres("data", "--data", root)):
+        line = refused(done, path.parent, "test.bin", data.SPECS["cifar100"].digests["test"], "`vggres data")
+        assert len(re.findall(r"\b[0-9a-f]{64}\b", line)) == 2
+    assert path.read_bytes() == content
+
+
+def test_an_unknown_dataset_gets_those_there_are(root):
+    refused(vggres("data", "--dataset", "imagenet", "--data", root), "'imagenet'", "cifar100", "cifar10")
+
+
+def test_results_that_cannot_be_written_are_found_out_before_training(train, results, monkeypatch):
+    monkeypatch.setattr(Engine, "step", lambda *_: pytest.fail("trains"))
+    results.write_text("kept")  # a file: below it not even root can write
+    refused(train("vgg08"), results, "cannot be written", "--results")
+    assert results.read_text() == "kept"
+
+
+def test_a_second_process_on_the_same_run_is_refused(train, results):
+    folder = records.folder_of(results, "vgg08", 0)
+    folder.mkdir(parents=True)
+    with FileLock(folder / "train.lock"):
+        refused(train("vgg08"), folder, "another process", "--seed")
+
+
+@pytest.fixture
+def checkpoint(results):
+    """A checkpoint of another run where VGG08's would lie."""
+    run = find("vgg38-bn-lr1e-2")
+    folder = records.folder_of(results, ONE_EPOCH.name, 0)
+    folder.mkdir(parents=True)
+    engine = Engine(build(run.model, 0), run.lr, 0, torch.device("cpu"))
+    training.save(folder, run, 0, engine, training.State())
+    return folder / "checkpoint.pt"
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(train, checkpoint):
+    before = checkpoint.read_bytes()
+    refused(train("vgg08", "--epochs", 1), checkpoint, "vgg38-bn-lr1e-2", "delete", "--results")
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_damaged_checkpoint_without_another_is_refused(train, checkpoint):
+    content = checkpoint.read_bytes()[:-1]
+    checkpoint.write_bytes(content)
+    refused(train("vgg08", "--epochs", 1), checkpoint.parent, "checkpoint.pt", "delete")
+    assert checkpoint.read_bytes() == content
+
+
+def test_an_unreadable_record_is_refused_where_it_would_be_read(train, results):
+    train("vgg08", "--epochs", 1)
+    path = records.folder_of(results, "vgg08-1ep", 0) / "run.json"
+    path.write_text("{")
+    refused(train("vgg08", "--epochs", 1), path)
+    refused(vggres("list", "--results", results), path)
+    assert vggres("verify", "--results", results).exit_code == 1
+    assert path.read_text() == "{"
+
+
+def test_a_tree_without_a_commit_is_refused_before_training(train, results, monkeypatch, tmp_path):
+    monkeypatch.delenv("VGGRES_COMMIT")
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "vggres" / "records.py"))
+    refused(train("vgg08"), "VGGRES_COMMIT", tmp_path)
+    assert nothing_trained(results)
+
+
+@pytest.mark.parametrize("command", ["list", "data", "train", "verify"])
+def test_help_names_the_folders_and_needs_none(command):
+    done = vggres(command, "--help")
+    assert done.exit_code == 0
+    assert "--data" in done.stdout or "--results" in done.stdout
+
+
+def test_it_runs_as_a_module():
+    def module(*args):
+        command = [sys.executable, "-m", "vggres", *args]
+        return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+
+    help_, wrong = module("--help"), module("train", "vgg3")
+    assert help_.returncode == 0 and "train" in help_.stdout and "verify" in help_.stdout
+    assert wrong.returncode == 2 and wrong.stdout == ""
+    assert wrong.stderr.count("\n") == 1 and "vgg38" in wrong.stderr

@@ -1,0 +1,159 @@
+"""The registry of the reports' experiments, and the two meanings of "cosine annealing"."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vggres.errors import UserError
+from vggres.models import MODELS
+from vggres.runs import RUNS, TABLE_1, Run, find
+
+REPORTED = Path(__file__).resolve().parents[1] / "results" / "reported.csv"
+
+
+def reported(report, exhibit):
+    """Runs of an exhibit, in its order."""
+    with REPORTED.open(newline="") as f:
+        rows = [r for r in csv.DictReader(f) if (r["report"], r["exhibit"]) == (report, exhibit)]
+    return list(dict.fromkeys(r["run"] for r in rows))
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        (Run("vgg08"), "vgg08"),
+        (Run("vgg38-bn-rc", lr=1e-2), "vgg38-bn-rc-lr1e-2"),
+        (Run("vgg38-bn", lr=5e-3), "vgg38-bn-lr5e-3"),
+        (Run("vgg38-resnet", weight_decay=1e-4), "vgg38-resnet-wd1e-4"),
+        (Run("vgg38-bn", weight_decay=1e-6, batch=264, epochs=250), "vgg38-bn-wd1e-6-batch264-250ep"),
+        (Run("vgg08", schedule="cosine-step"), "vgg08-cosine-step"),
+        (Run("vgg08", dataset="cifar10", augment=False), "vgg08-cifar10-no-augment"),
+        (Run("vgg08").tiny(), "vgg08-synthetic-2000-images-2ep"),
+    ],
+)
+def test_a_name_spells_out_what_is_not_a_default(run, name):
+    assert run.name == name
+
+
+def test_names_are_unique_and_the_keys_of_the_registry():
+    from vggres import runs
+
+    assert len(RUNS) == len(runs._ALL)
+    assert all(name == run.name for name, run in RUNS.items())
+
+
+def test_every_registered_run_has_a_known_network():
+    assert {run.model for run in RUNS.values()} <= set(MODELS)
+
+
+@pytest.mark.parametrize("run", [*RUNS.values(), find("vgg38").tiny()], ids=lambda run: run.name)
+def test_a_run_survives_its_dictionary(run):
+    again = Run.from_dict(run.to_dict())
+    assert again == run
+    assert again.exhibits == run.exhibits
+    assert run.to_dict()["name"] == run.name
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(epochs=0),
+        dict(epochs=-1),
+        dict(batch=0),
+        dict(lr=0.0),
+        dict(lr=-1e-3),
+        dict(lr=float("nan")),
+        dict(lr=float("inf")),
+        dict(weight_decay=-1e-3),
+        dict(weight_decay=float("nan")),
+        dict(limit=0),
+        dict(limit=-5),
+        dict(schedule="linear"),
+        dict(optimizer="sgd"),  # would be trained with Adam and recorded as SGD
+    ],
+    ids=str,
+)
+def test_what_cannot_be_trained_is_refused(wrong):
+    (field,) = wrong
+    with pytest.raises(UserError, match=field):
+        Run("vgg08", **wrong)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("lr", [1e-3, 1e-2])
+@pytest.mark.parametrize("schedule", ["cosine-epoch", "cosine-step"])
+def test_learning_rate_is_pytorchs_cosine_annealing(schedule, lr):
+    steps, run = 7, Run("vgg08", epochs=10, lr=lr, schedule=schedule)
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=lr)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=run.epochs, eta_min=2e-5)
+    expected = []
+    for _ in range(run.epochs):
+        for _ in range(steps):
+            expected.append(optimizer.param_groups[0]["lr"])
+            if schedule == "cosine-step":
+                cosine.step()
+        if schedule == "cosine-epoch":
+            cosine.step()
+    assert [run.lr_at(i, steps) for i in range(len(expected))] == pytest.approx(expected, rel=1e-6)
+
+
+def test_cosine_epoch_falls_once_and_cosine_step_swings_every_200_steps():
+    once, swing = Run("vgg08"), Run("vgg08", schedule="cosine-step")
+    rates = [once.lr_at(i, 475) for i in range(0, 47_500, 475)]
+    assert rates == sorted(rates, reverse=True)
+    assert (rates[0], once.lr_at(474, 475)) == (1e-3, 1e-3)
+    assert 2e-5 < rates[-1] < 2.1e-5
+    assert [swing.lr_at(i, 475) for i in (0, 100, 200, 47_400)] == pytest.approx([1e-3, 2e-5, 1e-3, 1e-3])
+
+
+def test_table_1_has_its_seven_rows_in_order():
+    assert TABLE_1 == [
+        "vgg08",
+        "vgg38",
+        "vgg38-bn",
+        "vgg38-rc",
+        "vgg38-bn-rc",
+        "vgg38-bn-lr1e-2",
+        "vgg38-bn-rc-lr1e-2",
+    ]
+    assert reported("A", "Table 1") == TABLE_1
+    for name in TABLE_1:
+        assert "A/Table 1" in RUNS[name].exhibits
+        assert RUNS[name] == Run(RUNS[name].model, lr=RUNS[name].lr)
+    assert [name for name, run in RUNS.items() if "A/Table 1" in run.exhibits] == TABLE_1
+
+
+def test_set_1_of_report_b_is_registered():
+    set_1 = {name for name, run in RUNS.items() if "B/Set 1" in run.exhibits}
+    assert set_1 == {"vgg08", "vgg38", "vgg38-bn", "vgg38-resnet", "vgg38-resnet-sigmoid"}
+    assert set_1 == set(reported("B", "Set 1"))
+
+
+def test_what_report_a_says_against_its_own_table_are_runs_of_their_own():
+    text = [run for run in RUNS.values() if "A/text" in run.exhibits]
+    assert text == [
+        Run("vgg38-bn", epochs=250, batch=264, weight_decay=1e-6),
+        Run("vgg38-bn-rc", lr=1e-2, epochs=250, batch=264, weight_decay=1e-6),
+    ]
+
+
+def test_table_1_is_registered_under_both_meanings_of_the_schedule():
+    for name in TABLE_1:
+        other = replace(RUNS[name], schedule="cosine-step", exhibits=())
+        assert RUNS[other.name] == other
+
+
+def test_tiny_keeps_the_recipe_and_says_so_in_its_name():
+    run, tiny = RUNS["vgg38-bn-rc-lr1e-2"], RUNS["vgg38-bn-rc-lr1e-2"].tiny(limit=300, epochs=1)
+    assert replace(tiny, dataset=run.dataset, limit=None, epochs=run.epochs) == run
+    assert tiny.name not in RUNS and "synthetic" in tiny.name and "300-images" in tiny.name
+
+
+def test_an_unknown_run_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match=r"'vgg38-bnrc'.*vgg38-bn-rc"):
+        find("vgg38-bnrc")
+    with pytest.raises(UserError, match="vggres list"):
+        find("?")
