@@ -28,7 +28,7 @@ matplotlib.rcParams |= {
 PALETTE = sns.color_palette("colorblind")
 # One colour and marker a network in every figure.
 STYLE = {
-    "vgg08": (PALETTE[7], "o"),
+    "vgg08": (PALETTE[4], "o"),
     "vgg38": (PALETTE[3], "v"),
     "vgg38-bn": (PALETTE[1], "s"),
     "vgg38-rc": (PALETTE[2], "^"),
