@@ -4,12 +4,14 @@ Exit status: 0 done, 1 `verify` found a problem, 2 bad input, 3 the time was up 
 130 interrupted.
 """
 
-import functools
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from vggres import data as datasets
 from vggres import records
@@ -17,7 +19,26 @@ from vggres.errors import UserError
 from vggres.files import write_atomically
 from vggres.runs import RUNS, find
 
+
+class OneLine(TyperGroup):
+    """Prints whatever the user can mend as one line, and exits with its status."""
+
+    def main(self, *args, standalone_mode=True, **kwargs):
+        try:
+            status = super().main(*args, standalone_mode=False, **kwargs)
+        except TyperException as e:
+            message, status = e.format_message(), e.exit_code  # the whole help where no command was named
+            typer.echo(message if "\n" in message else f"vggres: {message.rstrip('.')}; see --help", err=True)
+        except (UserError, OSError) as e:
+            typer.echo(f"vggres: {e}", err=True)
+            status = 2
+        if status == 130:
+            typer.echo("vggres: interrupted; the same command goes on from the last whole epoch", err=True)
+        sys.exit(status or 0)
+
+
 app = typer.Typer(
+    cls=OneLine,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -39,24 +60,7 @@ DataRoot = Annotated[
 ]
 
 
-def command(function):
-    """Register a command that prints a UserError as one line and exits with 2."""
-
-    @functools.wraps(function)
-    def wrapped(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except UserError as e:
-            typer.echo(f"vggres: {e}", err=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            typer.echo("vggres: interrupted; the same command goes on from the last whole epoch", err=True)
-            raise typer.Exit(130) from None
-
-    return app.command(function.__name__.removesuffix("_"))(wrapped)
-
-
-@command
+@app.command("list")
 def list_(results: Results):
     """Every registered run: where it is reported, and what has been measured."""
     runs = records.load_runs(results)
@@ -66,7 +70,7 @@ def list_(results: Results):
         typer.echo(f"{run.name:42} {state:14} {', '.join(run.exhibits)}")
 
 
-@command
+@app.command()
 def data(
     root: DataRoot,
     dataset: Annotated[str, typer.Option(help="cifar100 or cifar10.")] = "cifar100",
@@ -80,7 +84,7 @@ def data(
     typer.echo(f"{dataset}: {sizes} images, verified, in {folder}")
 
 
-@command
+@app.command()
 def train(
     names: Annotated[list[str], typer.Argument(help="Runs, as `vggres list` names them.", metavar="NAME...")],
     root: DataRoot,
@@ -125,7 +129,7 @@ def train(
             )
 
 
-@command
+@app.command()
 def tables(
     results: Results,
     readme: Annotated[
@@ -144,7 +148,7 @@ def tables(
         raise UserError(f"{readme}: cannot be renewed: {e}") from e
 
 
-@command
+@app.command()
 def figures(results: Results, out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("figures")):
     """Render every figure whose runs are recorded, as SVG and PNG."""
     from vggres.figures import render
@@ -153,9 +157,11 @@ def figures(results: Results, out: Annotated[Path, typer.Option(help="Folder to 
         typer.echo(f"{name}: {missing or f'{out / name}.svg, .png'}")
 
 
-@command
+@app.command()
 def verify(results: Results):
     """Re-hash every record and name what does not match."""
+    if not results.is_dir():
+        raise UserError(f"{results}: no such folder of records; name another with --results")
     problems = records.verify(results)
     for problem in problems:
         typer.echo(problem, err=True)

@@ -154,7 +154,7 @@ def build(name: str, seed: int | None = None) -> VGG:
     if seed is None:
         return VGG(**MODELS[name])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return VGG(**MODELS[name])
 
 

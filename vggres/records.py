@@ -25,6 +25,7 @@ from vggres.runs import RUNS, Run
 
 SCHEMA = 1
 COMMIT = re.compile("[0-9a-f]{40}")
+PARTS = {"run", "seed", "status", "model", "data", "result", "device", "env", "git", "time", "files"}
 HISTORY = {
     "epoch": "d",
     "train_loss": ".6f",
@@ -157,8 +158,8 @@ def read(folder: Path) -> dict:
         record = json.loads((folder / "run.json").read_text())
     except (OSError, ValueError) as e:
         raise UserError(f"{folder / 'run.json'}: no readable record ({e})") from e
-    if not isinstance(record, dict):
-        raise UserError(f"{folder / 'run.json'}: no record, but {record!r}")
+    if not isinstance(record, dict) or not record.keys() >= PARTS:
+        raise UserError(f"{folder / 'run.json'}: no record; it must have {', '.join(sorted(PARTS))}")
     return record
 
 

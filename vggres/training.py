@@ -52,7 +52,7 @@ class State:
         self.history.append(dict(zip(records.HISTORY, row, strict=True)))
         self.gradients.append({"epoch": self.epoch, **gradient_flow(net)})
         self.wall_s += self.seconds_an_epoch
-        self.diverged = not math.isfinite(self.history[-1]["train_loss"])
+        self.diverged = not all(math.isfinite(self.history[-1][loss]) for loss in ("train_loss", "val_loss"))
         if records.summarise(self.history)["best_epoch"] == self.epoch:
             self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
 
@@ -126,7 +126,7 @@ def train(
         for path in checkpoints(folder):
             path.unlink(missing_ok=True)
         if state.diverged:
-            say(f"diverged in epoch {state.epoch}: the training loss is not finite; the record is kept in {folder}")
+            say(f"diverged in epoch {state.epoch}: the loss is not finite; the record is kept in {folder}")
         return records.read(folder)
 
 
@@ -144,7 +144,7 @@ def measure(run: Run, seed: int, data: Data, engine: Engine, state: State, test_
         "run": run.to_dict(),
         "seed": seed,
         "status": "diverged" if state.diverged else "completed",
-        "error": f"the training loss of epoch {state.epoch} is not finite" if state.diverged else None,
+        "error": f"the loss of epoch {state.epoch} is not finite" if state.diverged else None,
         "model": {"params": count_parameters(engine.net), "layers": len(layers(engine.net))},
         "data": {
             "name": data.name,
@@ -256,6 +256,8 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, say) -> State | No
         engine.optimizer.load_state_dict(saved["optimizer"])
         state = State(**saved["state"])
         state.resumes += 1
+        if damaged:  # or the next `save` would put the damaged one in the place of the whole one
+            os.replace(path, folder / damaged[0])
         passed_over = f" ({folder / damaged[0]} is damaged; the one before it is used)" if damaged else ""
         say(f"resumes after epoch {state.epoch} of {run.epochs}{passed_over}")
         return state
