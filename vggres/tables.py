@@ -84,15 +84,21 @@ def format_cells(row) -> tuple[str, str, str]:
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """`table_1` for reading: one line a network and metric, accuracies in percent, losses in nats."""
-    names = {"train_loss": "training loss", "train_acc": "training accuracy (%)"}
-    names |= {"val_loss": "validation loss", "val_acc": "validation accuracy (%)"}
-    cells = [format_cells(row) for row in table.itertuples()]
-    text = pd.DataFrame(cells, columns=["reported", "measured", "95 % interval"])
-    text.index = pd.MultiIndex.from_arrays(
-        [table.network, table.lr.map("{:g}".format), table.metric.map(names)], names=["network", "learning rate", ""]
-    )
-    return text.assign(n=table.n.to_numpy())
+    """`table_1` for reading: one row a network; reported, and measured with its interval, side by side by metric.
+
+    Accuracies in percent, losses in nats; the last column is the number of seeds.
+    """
+    heads = {"train_loss": "training loss", "train_acc": "training accuracy (%)"}
+    heads |= {"val_loss": "validation loss", "val_acc": "validation accuracy (%)"}
+    rows: dict[tuple, dict] = {}
+    for row in table.itertuples():
+        told, measured, spread = format_cells(row)
+        line = rows.setdefault((row.network, f"{row.lr:g}"), {})
+        line[heads[row.metric], "reported"] = told
+        line[heads[row.metric], "measured"] = f"{measured} {spread}" if row.n > 1 else measured
+        line["n", ""] = "single run" if row.n == 1 else str(row.n)
+    text = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["network", "learning rate"])
+    return text[[*dict.fromkeys(c for c in text if c[0] != "n"), ("n", "")]]
 
 
 def markdown(table: pd.DataFrame, metric: str = "val_acc") -> str:
