@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
-from typer.exceptions import TyperException
 
 from vggres import data as datasets
 from vggres import records
@@ -26,12 +25,17 @@ class OneLine(TyperGroup):
     def main(self, *args, standalone_mode=True, **kwargs):
         try:
             status = super().main(*args, standalone_mode=False, **kwargs)
-        except TyperException as e:
-            message, status = e.format_message(), e.exit_code  # the whole help where no command was named
-            typer.echo(message if "\n" in message else f"vggres: {message.rstrip('.')}; see --help", err=True)
+        except typer.Abort:
+            status = 130
         except (UserError, OSError) as e:
             typer.echo(f"vggres: {e}", err=True)
             status = 2
+        except Exception as e:
+            if not hasattr(e, "format_message"):  # what Typer says of wrong usage, under any version's class
+                raise
+            message = e.format_message()  # the whole help where no command was named
+            typer.echo(message if "\n" in message else f"vggres: {message.rstrip('.')}; see --help", err=True)
+            status = e.exit_code
         if status == 130:
             typer.echo("vggres: interrupted; the same command goes on from the last whole epoch", err=True)
         sys.exit(status or 0)
