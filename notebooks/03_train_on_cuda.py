@@ -1,0 +1,426 @@
+# %% [markdown]
+# # Train on CUDA
+#
+# Training a net of the reports takes 47,500 steps. This chapter takes the whole path of one step apart: the loop, the
+# data, the random numbers, the number format, the cost, and what survives when the machine stops in the middle. It is
+# small enough to be read in full, and the same lines run on a GPU and on a CPU.
+#
+# **You will see** the loop on one screen, one image in four random crops, a gradient that a 16-bit format cannot hold,
+# where the time of a step goes on your machine, and a run that is cut off and still ends as if nothing had happened.
+# **You will learn** how to train any run of the reports by its name, and what a GPU changes.
+# **You need** chapter 02 and half a minute of two CPU cores. No GPU and no dataset are needed.
+#
+# A cell that says *live* computes on your machine, on the GPU if there is one, and its numbers may differ from those
+# printed here. No time on a GPU stands in this chapter: it is not measured yet.
+
+# %%
+import contextlib
+import inspect
+import itertools
+import os
+import tempfile
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn import functional as F
+
+from vggres import build, data, figures, records, training
+from vggres.engine import Engine, pick_device
+from vggres.gradients import gradient_flow
+from vggres.models import layers
+from vggres.runs import find
+
+# %% [markdown]
+# ## Read the loop
+#
+# This is all that repeats in `training.train`. Above it, the net is built and the data is put on the device; below it,
+# the record is written.
+
+# %%
+source_code = inspect.getsource(training.train)
+loop = source_code[source_code.index("        with progress(") : source_code.index("        record = measure(")]
+print(textwrap.dedent(loop))
+
+# %% [markdown]
+# Read it from the inside out. `engine.step` trains on one batch. An epoch is a `plan`, cut into batches. After an epoch
+# come one line of history, one line of gradients (those of its last batch), and a checkpoint. The two `return None` are
+# the deadline of `--minutes`. What is *not* there: a data loader, worker processes, and any reading back of a loss
+# within an epoch.
+#
+# ## Keep the images on the device
+#
+# CIFAR-100 is small. As bytes, already padded by four pixels of zeros, its training set fits into any GPU's memory. As
+# float32 it would be four times as large, for the same 256 values.
+
+# %%
+for kind, side, size in (("uint8, padded", 40, 1), ("float32, padded", 40, 4)):
+    print(f"{kind}: {47_500 * side * side * 3 * size / 1e6:.0f} MB")
+
+# %% [markdown]
+# A random crop is then only a choice of 32 rows and 32 columns of 40, and a flip is the same columns in reverse. So the
+# augmentation of a whole batch is *one* gather, `padded[index, rows, cols]`, wherever the bytes lie. *Live*, a
+# plan that asks four times for the same image:
+
+# %%
+source = data.load("cifar100").subset(5000) if data.available() else data.load("synthetic")
+device = pick_device("auto")
+train_set = data.Images(*source.train, device)
+
+plan = replace(data.plan_epoch(4, seed=3, epoch=0), index=torch.full((4,), 6)).to(device)
+x, y = train_set.batch(plan)
+assert x.shape == (4, 3, 32, 32) and x.dtype == torch.float32 and y.shape == (4,)
+assert x.is_contiguous(memory_format=torch.channels_last)
+
+# %% tags=["nbval-ignore-output"]
+fig, panels = plt.subplots(1, 6, figsize=(10, 2.1), width_ratios=(32, 40, 32, 32, 32, 32))
+crops = (x.permute(0, 2, 3, 1).cpu() * torch.tensor(data.STD) + torch.tensor(data.MEAN)).clip(0, 1)
+shown = [source.train[0][6], train_set.padded[6].cpu(), *crops]
+for axes, picture, title in zip(panels, shown, ("the image", "padded", *"ABCD"), strict=True):
+    axes.imshow(picture)
+    axes.set(title=title, xticks=[], yticks=[])
+for i in range(4):
+    (down, right), flip = plan.shift[i].tolist(), bool(plan.flip[i])
+    look = dict(color=figures.PALETTE[(0, 1, 2, 4)[i]], lw=2)
+    panels[1].add_patch(plt.Rectangle((right - 0.5, down - 0.5), 32, 32, fill=False, **look))
+    _ = panels[2 + i].spines[:].set(visible=True, **look)
+    panels[2 + i].set_xlabel(f"down {down}, right {right}" + ", flipped" * flip, fontsize=8)
+plt.show()
+
+# %% [markdown]
+# **Figure 1.** One image, its padded copy, and four crops A to D, framed in the colour of the window that they were
+# cut from. Look for the black margin: it enters where a window reaches over the edge. A is flipped as well. Means and
+# deviations are applied in the same call, so that the net receives float32 with a mean near 0.
+#
+# ## Draw all randomness from (seed, epoch)
+#
+# Which images, in which order, shifted and flipped how: all of an epoch is drawn before it begins, by a generator that
+# is seeded with two numbers, the run's seed and the epoch's. Nothing else enters, not what ran before and not the
+# device. Ask twice and you get the same; ask for the next epoch and you do not.
+
+
+# %%
+def same(a, b):
+    return all(torch.equal(getattr(a, part), getattr(b, part)) for part in ("index", "shift", "flip"))
+
+
+tenth = data.plan_epoch(5000, seed=0, epoch=10)
+assert same(tenth, data.plan_epoch(5000, seed=0, epoch=10))
+assert not same(tenth, data.plan_epoch(5000, seed=0, epoch=11))
+assert not same(tenth, data.plan_epoch(5000, seed=1, epoch=10))
+
+# %% [markdown]
+# This is what makes a checkpoint simple: it keeps the number of the epoch and no state of any generator. It also makes
+# a CPU and a GPU see the same batches. Their results still differ in the last digits, because they add in another
+# order.
+#
+# ## Choose the precision
+#
+# Half of the bits cost half of the memory traffic, and many processors multiply 16-bit numbers faster. There are two
+# such formats, and for this project they are not equal:
+
+# %%
+formats = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+info = {name: torch.finfo(dtype) for name, dtype in formats.items()}
+pd.DataFrame(
+    {
+        "smallest normal number": [f"{f.smallest_normal:.0e}" for f in info.values()],
+        "smallest above zero": [f"{f.smallest_normal * f.eps:.0e}" for f in info.values()],
+        "relative spacing": [f"{f.eps:.0e}" for f in info.values()],
+    },
+    index=info,
+)
+
+# %% [markdown]
+# bfloat16 keeps the exponent of float32 and gives up digits; float16 keeps more digits and gives up range. Chapter 01
+# is about numbers of the size $10^{-18}$. In float16 they do not exist.
+#
+# *Live.* Pass the gradient of a fresh VGG38 backwards as usual, but round it to one of the formats wherever 16-bit
+# training would: at the output of each layer, and at its weight. The last row multiplies the loss by $2^{16}$ first,
+# the usual remedy for float16 (Micikevicius et al., 2018), and divides it out at the end.
+
+
+# %%
+def rounded_flow(dtype, scale=1.0):
+    """Mean |dE/dW| by layer of VGG38, where every dE/dz and dE/dW is rounded to `dtype`."""
+    net = build("vgg38", seed=0).train()
+
+    def cast(g):
+        return (g * scale).to(dtype).float() / scale
+
+    def watch(module, inputs, z):
+        z.register_hook(cast)
+
+    for _, layer in layers(net):
+        layer.register_forward_hook(watch)
+        layer.weight.register_hook(cast)
+    F.cross_entropy(net(x), y).backward()
+    return pd.Series(gradient_flow(net))
+
+
+x, y = data.Images(*source.train).batch(next(data.plan_epoch(len(train_set), seed=0, epoch=0).batches(100)))
+rounded = {name: rounded_flow(dtype) for name, dtype in formats.items()}
+rounded["float16, loss x 65,536"] = rounded_flow(torch.float16, scale=2.0**16)
+
+# %% tags=["nbval-ignore-output"]
+zeros = pd.Series({name: int((flow == 0).sum()) for name, flow in rounded.items()})
+first = pd.Series({name: f"{flow.iloc[0]:.0e}" for name, flow in rounded.items()})
+pd.DataFrame({"layers of 38 whose gradient is 0": zeros, "gradient of the first layer": first})
+
+# %%
+assert zeros["float32"] == zeros["bfloat16"] == 0
+assert zeros["float16"] > 30 and zeros["float16, loss x 65,536"] > 20
+assert 0.5 < rounded["bfloat16"].iloc[0] / rounded["float32"].iloc[0] < 2
+
+# %% [markdown]
+# bfloat16 tells the size of every gradient rightly. float16 says 0 for nearly all of them. Scaling the loss brings back
+# the third stage and leaves the first two at 0. A study of vanishing gradients in float16 would study float16.
+#
+# So the engine uses bfloat16 where the device computes in it, else float32, and only for the arithmetic inside the net
+# (`torch.autocast`). Whatever is *added up* stays in float32: weights, their gradients, Adam's averages, the running
+# statistics of BN. With a relative spacing of 0.8 % a bfloat16 weight would not notice a step of 0.1 %.
+
+# %%
+engine = Engine(build("vgg08", seed=0), lr=1e-3, weight_decay=0.0, device=device)
+engine.step(train_set, next(data.plan_epoch(len(train_set), seed=0, epoch=0).to(device).batches(100)), lr=1e-3)
+kept = [*engine.net.state_dict().values(), *(p.grad for p in engine.net.parameters())]
+kept += [average for state in engine.optimizer.state.values() for average in state.values()]
+assert {t.dtype for t in kept if t.is_floating_point()} == {torch.float32}
+
+# %% tags=["nbval-ignore-output"]
+print(f"here: {device.type}, {engine.precision}")
+
+# %% [markdown]
+# ## Count what a step costs
+#
+# A convolution multiplies and adds once for each weight and each pixel of its output. The backward pass does the same
+# work twice, once for the gradient of the input and once for that of the weights. At two operations for a multiply-add,
+# a training step costs $2 \cdot 3$ times the multiply-adds of the forward pass, for each image:
+
+
+# %%
+def multiply_adds(name):
+    """Of one image's forward pass, in the convolutions and the linear layer."""
+    net, counts = build(name, seed=0).eval(), []
+    for _, layer in layers(net):
+        layer.register_forward_hook(lambda m, inputs, z: counts.append(m.weight.numel() * z[0, 0].numel()))
+    _ = net(torch.zeros(1, 3, 32, 32))
+    return sum(counts)
+
+
+work = pd.Series({name: multiply_adds(name) for name in ("vgg08", "vgg38-bn-rc")})
+columns = {
+    "forward, million multiply-adds": (work / 1e6).round(1),
+    "training step, GFLOP an image": (6 * work / 1e9).round(2),
+    "100 epochs, PFLOP": (6 * work * 47_500 * 100 / 1e15).round(2),
+}
+pd.DataFrame(columns)
+
+# %% [markdown]
+# VGG38 costs eight and a half times what VGG08 costs. That is arithmetic; now measure. *Live*, the four parts of a step
+# at batch 100, each timed by itself: the batch (gather, crop, flip, normalise), the forward pass with the loss, the
+# backward pass, and Adam.
+
+# %%
+PARTS = ("batch", "forward", "backward", "Adam")
+
+
+def now():
+    """Seconds, once the device has finished what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+# %%
+def profile(name, steps=6):
+    """Median milliseconds of each part of a training step; the first step warms up and is left out."""
+    engine, times = Engine(build(name, seed=0).train(), lr=1e-3, weight_decay=0.0, device=device), []
+    for plan in itertools.islice(data.plan_epoch(len(train_set), 0, 0).to(device).batches(100), steps):
+        marks = [now()]
+        x, y = train_set.batch(plan)
+        marks.append(now())
+        with torch.autocast(device.type, torch.bfloat16, enabled=engine.precision == "bf16"):
+            loss = F.cross_entropy(engine.net(x).float(), y)
+        marks.append(now())
+        loss.backward()
+        marks.append(now())
+        engine.optimizer.step()
+        engine.optimizer.zero_grad()
+        times.append(np.diff([*marks, now()]))
+    return pd.Series(1000 * np.median(times[1:], axis=0), PARTS)
+
+
+# %% tags=["nbval-ignore-output"]
+spent = pd.DataFrame({name: profile(name) for name in work.index}).T
+share = 100 * spent.div(spent.sum(axis=1), axis=0)
+fig, axes = plt.subplots(figsize=(8, 1.9))
+left = np.zeros(len(share))
+for part, colour, hatch in zip(PARTS, figures.PALETTE, ("", "//", "", "xx"), strict=False):
+    _ = axes.barh(["VGG08", "VGG38 BN + RC"], share[part], left=left, color=colour, hatch=hatch, label=part, ec="white")
+    left += share[part].to_numpy()
+axes.set(
+    xlim=(0, 100), xlabel="share of a training step (%)", title=f"Where a step goes: {device.type}, {engine.precision}"
+)
+axes.invert_yaxis()
+_ = axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+plt.show()
+
+# %% tags=["nbval-ignore-output"]
+rates = 6 * work * 100 / spent.sum(axis=1) / 1e6
+spent.assign(step=spent.sum(axis=1), rate=rates).round(1).rename(columns={"step": "step (ms)", "rate": "GFLOP/s"})
+
+# %%
+if device.type == "cpu":
+    assert (share["batch"] + share["Adam"] < 25).all() and (share["backward"] > share["forward"] / 2).all()
+
+# %% [markdown]
+# **Figure 2.** The share of each part, on the machine that ran this cell. On a CPU the two middle parts fill the bar.
+# The net itself costs nearly everything, and its backward pass about twice its forward pass, as counted. Batch and Adam
+# are slivers: a data loader with worker processes could win nothing here. The table under the figure is one short
+# measurement of one machine, which may have been busy; read its shares, not its milliseconds.
+#
+# ## Stop, and go on
+#
+# A hundred epochs outlast many a machine. *Live*, on the CPU: a tiny VGG08, 600 images, three epochs of six steps. A
+# record names the commit of the code that made it. These records are thrown away with their folder, so zeros stand in
+# for the commit.
+
+# %%
+_ = os.environ.setdefault("VGGRES_COMMIT", "0" * 40)
+tiny = find("vgg08").tiny(limit=600, epochs=3)
+synthetic, scratch = data.load("synthetic"), tempfile.TemporaryDirectory()
+
+
+def train(place, **options):
+    folder = Path(scratch.name) / place
+    return training.train(tiny, seed=0, data=synthetic, results=folder, device="cpu", say=print, **options)
+
+
+print(tiny.name)
+whole = train("whole")
+
+# %% [markdown]
+# That was the run as it should go. Now the power fails in the ninth step, in the middle of the second epoch:
+
+# %%
+steps, whole_step = itertools.count(1), Engine.step
+
+
+class PowerCut(Exception):
+    """Nothing in the loop catches this."""
+
+
+def step_until_the_power_fails(*args):
+    if next(steps) == 9:
+        raise PowerCut
+    whole_step(*args)
+
+
+with patch.object(Engine, "step", step_until_the_power_fails), contextlib.suppress(PowerCut):
+    train("cut")
+
+# %% [markdown]
+# What is left is the checkpoint of the first epoch: weights, Adam's averages, history and gradients, with a SHA-256 in
+# front by which damage is noticed. From the second epoch on, the checkpoint before it is kept too.
+
+# %%
+folder = records.folder_of(Path(scratch.name) / "cut", tiny.name, seed=0)
+print(sorted(path.name for path in folder.iterdir() if path.suffix != ".lock"))
+
+# %% [markdown]
+# The same call goes on from there. Give it too little time first: it stops cleanly, returns nothing and loses nothing.
+# Then let it finish.
+
+# %%
+assert train("cut", minutes=1e-6) is None
+cut = train("cut")
+print(sorted(path.name for path in folder.iterdir() if path.suffix != ".lock"))
+
+# %% [markdown]
+# Two steps of the second epoch were lost in the cut and trained again. Does it show?
+
+
+# %%
+def series(place, file):
+    table = records.load_series(tiny.name, file, Path(scratch.name) / place)
+    return table.drop(columns="seconds", errors="ignore")
+
+
+assert series("cut", "history.csv").equals(series("whole", "history.csv"))
+assert series("cut", "gradients.csv").equals(series("whole", "gradients.csv"))
+assert cut["result"] == whole["result"]
+assert cut["time"]["resumes"] == 1 and whole["time"]["resumes"] == 0
+
+# %% tags=["nbval-ignore-output"]
+both = {
+    place: series(place, "history.csv").set_index("epoch")[["train_loss", "val_loss"]] for place in ("whole", "cut")
+}
+pd.concat(both, axis=1)
+
+# %%
+scratch.cleanup()
+
+# %% [markdown]
+# Every digit of history, gradients and result is the same; only the count of resumes tells. A test does this harder: it
+# kills the process with SIGKILL and compares the weights bit for bit.
+#
+# ## Train any run by its name
+#
+# A run is one line: net, data, recipe. Its name says what differs from report A's recipe (Adam at 1e-3, batch 100, 100
+# epochs, cosine annealing an epoch at a time).
+
+# %%
+run = find("vgg38-bn-rc-lr1e-2")
+print(f"{run.name}: {run.model}, {run.optimizer}, lr {run.lr}, batch {run.batch}, {run.epochs} epochs, {run.schedule}")
+print("reported in", ", ".join(run.exhibits))
+
+# %% [markdown]
+# On the command line:
+#
+# ```
+# vggres list                                           # every run: where it is reported, what is measured
+# vggres data                                           # fetch CIFAR-100 and check every image, once
+# vggres train vgg38-bn-rc-lr1e-2 --device cuda         # one run, seed 0
+# vggres train vgg08 vgg38 --seed 1 --minutes 30        # two runs; stop after half an hour, with exit status 3
+# for seed in 0 1 2; do vggres train vgg38-bn-rc --seed $seed; done
+# vggres verify                                         # re-hash every record
+# ```
+#
+# Repeat a line and it goes on where it stopped; a run that has its record is not trained again. The record lands in
+# `results/runs/<run>/seed<k>/`. From Python it is `training.train(find(name), seed=0, data=data.load(), results=...)`.
+#
+# ## Move to a GPU
+#
+# With `--device cuda`, or where `auto` finds a GPU, the loop above stays as it is. What changes is where things are:
+#
+# | | on a CPU | on CUDA |
+# | --- | --- | --- |
+# | images, as bytes | in memory | on the GPU, sent once, 228 MB |
+# | an epoch's plan | drawn by NumPy | the same, sent once an epoch, 1.2 MB |
+# | crop, flip, normalise | one gather | the same gather, on the GPU |
+# | arithmetic of the net | bf16 if the CPU has it, else fp32 | bf16 if the GPU has it, else fp32 |
+# | loss and hits | summed up, read after the epoch | the same: the CPU never waits for a step |
+# | bit-identical resume | yes, tested | not tested |
+# | time of a step | Figure 2 | **not measured** |
+#
+# The line on loss and hits matters most. A GPU works through a queue that the CPU fills. To print the loss of every
+# step, the CPU would have to wait until the queue is empty, and the GPU then until it is filled again. So the sums stay
+# on the device until the epoch is over. The small nets of this project give a GPU little to do in each operation; how
+# far the filling of the queue limits them is to be measured.
+#
+# ## What was shown
+#
+# - The loop fits on one screen. Data, plan and sums live on the device, and nothing is read back within an epoch.
+# - Augmentation is one gather, and all its randomness depends on (seed, epoch) alone.
+# - bfloat16 holds the gradients that this project studies; float16 would turn most of VGG38's into zeros.
+# - A step of VGG38 costs 0.84 GFLOP an image. On a CPU it is spent in the net, not in the data.
+# - A run that is cut off anywhere ends, once it is resumed, with the same history, gradients and result.
+#
+# The next chapter sets the numbers that this loop has measured beside those of report A.
