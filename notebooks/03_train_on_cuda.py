@@ -240,7 +240,7 @@ def now():
 
 # %%
 def profile(name, steps=6):
-    """Median milliseconds of each part of a training step; the first step warms up and is left out."""
+    """Median seconds of each part of a training step; the first step warms up and is left out."""
     engine, times = Engine(build(name, seed=0).train(), lr=1e-3, weight_decay=0.0, device=device), []
     for plan in itertools.islice(data.plan_epoch(len(train_set), 0, 0).to(device).batches(100), steps):
         marks = [now()]
@@ -254,7 +254,7 @@ def profile(name, steps=6):
         engine.optimizer.step()
         engine.optimizer.zero_grad()
         times.append(np.diff([*marks, now()]))
-    return pd.Series(1000 * np.median(times[1:], axis=0), PARTS)
+    return pd.Series(np.median(times[1:], axis=0), PARTS)
 
 
 # %% tags=["nbval-ignore-output"]
@@ -272,10 +272,6 @@ axes.invert_yaxis()
 _ = axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
-# %% tags=["nbval-ignore-output"]
-rates = 6 * work * 100 / spent.sum(axis=1) / 1e6
-spent.assign(step=spent.sum(axis=1), rate=rates).round(1).rename(columns={"step": "step (ms)", "rate": "GFLOP/s"})
-
 # %%
 if device.type == "cpu":
     assert (share["batch"] + share["Adam"] < 25).all() and (share["backward"] > share["forward"] / 2).all()
@@ -283,8 +279,8 @@ if device.type == "cpu":
 # %% [markdown]
 # **Figure 2.** The share of each part, on the machine that ran this cell. On a CPU the two middle parts fill the bar.
 # The net itself costs nearly everything, and its backward pass about twice its forward pass, as counted. Batch and Adam
-# are slivers: a data loader with worker processes could win nothing here. The table under the figure is one short
-# measurement of one machine, which may have been busy; read its shares, not its milliseconds.
+# are slivers: a data loader with worker processes could win nothing here. These are shares of one short
+# measurement on one machine, which may have been busy; they are no benchmark.
 #
 # ## Stop, and go on
 #
@@ -408,7 +404,7 @@ print("reported in", ", ".join(run.exhibits))
 # | arithmetic of the net | bf16 if the CPU has it, else fp32 | bf16 if the GPU has it, else fp32 |
 # | loss and hits | summed up, read after the epoch | the same: the CPU never waits for a step |
 # | bit-identical resume | yes, tested | not tested |
-# | time of a step | Figure 2 | **not measured** |
+# | where a step goes | Figure 2 | **not measured** |
 #
 # The line on loss and hits matters most. A GPU works through a queue that the CPU fills. To print the loss of every
 # step, the CPU would have to wait until the queue is empty, and the GPU then until it is filled again. So the sums stay
