@@ -18,15 +18,8 @@ from vggres.engine import Engine
 from vggres.models import build
 from vggres.runs import RUNS, Run, find
 
+pytestmark = pytest.mark.usefixtures("commit")
 ONE_EPOCH = Run("vgg08", epochs=1)
-
-
-@pytest.fixture(autouse=True)
-def commit(monkeypatch):
-    monkeypatch.setenv("VGGRES_COMMIT", "0" * 40)
-    records.provenance.cache_clear()
-    yield
-    records.provenance.cache_clear()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from vggres.errors import UserError
 from vggres.models import build, layers
 from vggres.runs import Run, find
 
+pytestmark = pytest.mark.usefixtures("commit")
 TINY = find("vgg08").tiny(limit=600, epochs=3)
 SMALL = find("vgg08").tiny(limit=200, epochs=3, batch=50)  # four steps an epoch
 CPU = torch.device("cpu")
@@ -37,14 +38,6 @@ engine.Engine.step = told
 run = find("vgg08").tiny(limit=600, epochs=3)
 training.train(run, 0, data.synthetic(), sys.argv[1], "cpu")
 """
-
-
-@pytest.fixture(autouse=True)
-def commit(monkeypatch):
-    monkeypatch.setenv("VGGRES_COMMIT", "0" * 40)
-    records.provenance.cache_clear()
-    yield
-    records.provenance.cache_clear()
 
 
 @pytest.fixture(scope="module")
