@@ -14,7 +14,7 @@ import os
 import tempfile
 
 import pandas as pd
-from IPython.display import Markdown, display
+from IPython.display import Image, Markdown
 
 from vggres import RUNS, data, figures, records, tables, training
 
@@ -109,7 +109,9 @@ assert early.idxmax() == "vgg38-bn-rc-5ep" and early["vgg38-bn-rc-5ep"] > early[
 def show(exhibit):
     how, names = figures.EXHIBITS[exhibit]
     have = [found for name in names if (found := figures.recorded(name))]
-    display(getattr(figures, how)(have) if have else Markdown(f"*Not measured: {', '.join(names)}.*"))
+    if not have:
+        return Markdown(f"*Not measured: {', '.join(names)}.*")
+    return Image(figures.encode(getattr(figures, how)(have), "png"), width=800)
 
 
 # %%

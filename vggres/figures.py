@@ -197,12 +197,18 @@ def stamp(fig: Figure, names: list[str], results: Path | str | None = None) -> N
     )
 
 
+def encode(fig: Figure, kind: str) -> bytes:
+    """The figure as an "svg" or "png" file without dates or versions in it."""
+    metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[kind]
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format=kind, metadata=metadata)
+    return buffer.getvalue()
+
+
 def save(fig: Figure, out: Path, name: str) -> None:
-    """Write NAME.svg and NAME.png without dates or versions in them."""
-    for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format=kind, metadata=metadata)
-        write_atomically(out / f"{name}.{kind}", buffer.getvalue())
+    """Write NAME.svg and NAME.png."""
+    for kind in ("svg", "png"):
+        write_atomically(out / f"{name}.{kind}", encode(fig, kind))
 
 
 def render(out: Path | str, results: Path | str | None = None):
