@@ -107,7 +107,7 @@ def flow(names: list[str], results: Path | str | None = None) -> Figure:
             style = (
                 dict(color="black", lw=1.4, zorder=3)
                 if start
-                else dict(color=colour, lw=1, alpha=max(0.12, 1 / len(table)))
+                else dict(color=colour, lw=1, alpha=min(0.6, max(0.12, 4 / len(table))))
             )
             axes.plot(x, row[layers].astype(float), **style)
         axes.set_yscale(scale)
