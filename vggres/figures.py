@@ -84,7 +84,8 @@ def curves(names: list[str], results: Path | str | None = None) -> Figure:
     acc.set(ylabel="accuracy (%)", title="Accuracy (dotted: guessing, 1 %)", ylim=(0, None))
     loss.plot([], [], "--", color="0.4", lw=1.2, label="training")
     loss.plot([], [], color="0.4", lw=1.5, label="validation")
-    loss.plot([], [], "*", color="0.4", ms=9, mec="black", mew=0.6, label="validation, reported")
+    if told.notna().any():
+        loss.plot([], [], "*", color="0.4", ms=9, mec="black", mew=0.6, label="validation, reported")
     loss.legend(frameon=False)
     for axes in fig.axes:
         axes.set_xlabel("epoch")
@@ -114,8 +115,9 @@ def flow(names: list[str], results: Path | str | None = None) -> Figure:
         depth_axis(axes, layers)
     linear, log = fig.axes
     linear.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
-    linear.set(ylabel="mean |dE/dW|", title=f"{title(name)}: as the reports draw it", ylim=(0, None))
-    log.set(title="the same on a logarithmic axis")
+    linear.set(ylabel="mean |dE/dW|", title="as the reports draw it", ylim=(0, None))
+    log.set(title="on a logarithmic axis")
+    fig.suptitle(title(name), fontsize=10)
     log.plot([], [], color="black", lw=1.4, label="before the first step")
     log.plot([], [], color=colour, lw=1.4, label="last mini-batch of an epoch")
     log.legend(frameon=False)
