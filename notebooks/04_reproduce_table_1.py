@@ -113,7 +113,7 @@ def show(exhibit):
     have = [found for name in names if (found := figures.recorded(name))]
     if not have:
         return Markdown(f"*Not measured: {', '.join(names)}.*")
-    return Image(figures.encode(getattr(figures, how)(have), "png"), width=800)
+    return Image(figures.encode(getattr(figures, how)(have), "png", dpi=100))
 
 
 # %%

@@ -22,7 +22,6 @@ matplotlib.rcParams |= {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
-    "savefig.dpi": 150,
     "figure.constrained_layout.use": True,
 }
 PALETTE = sns.color_palette("colorblind")
@@ -199,11 +198,11 @@ def stamp(fig: Figure, names: list[str], results: Path | str | None = None) -> N
     )
 
 
-def encode(fig: Figure, kind: str) -> bytes:
+def encode(fig: Figure, kind: str, dpi: int = 150) -> bytes:
     """The figure as an "svg" or "png" file without dates or versions in it."""
     metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[kind]
     buffer = io.BytesIO()
-    fig.savefig(buffer, format=kind, metadata=metadata)
+    fig.savefig(buffer, format=kind, metadata=metadata, dpi=dpi)
     return buffer.getvalue()
 
 
