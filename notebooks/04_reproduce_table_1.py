@@ -73,10 +73,11 @@ print(away.map("{:+.1f} points".format).to_string())
 assert abs(away["report B"]) < 1 < away["report A"] < 4
 
 # %% [markdown]
-# Our VGG08 is report B's: all four numbers agree to half a point or 0.03 nats. It was trained *with* crops and flips;
-# report B does not say whether it did, and this says yes. Report A's VGG08 stays two points below in validation and
-# four in training. The nets are the same to the last parameter, so the recipes hardly were; one candidate is the second
-# meaning of "cosine annealing" (`vgg08-cosine-step`, registered, not measured).
+# Our VGG08 agrees with report B's: all four numbers to half a point or 0.03 nats. It was trained *with* crops and flips.
+# Report B does not say whether it did; this suggests so, and the same run without them, not measured yet, would decide.
+# Report A's VGG08 stays two points below in validation and four in training. The nets are the same to the last
+# parameter, so the recipes probably were not; one candidate is the second meaning of "cosine annealing"
+# (`vgg08-cosine-step`, registered, not measured). All of this rests on one seed.
 #
 # ## Five epochs of five nets
 #
@@ -144,7 +145,7 @@ show("A-figure-3")
 # %% [markdown]
 # **Figure 3 of report A**: gradient flow of VGG38. The report's reads 0 at every convolution and at most 0.0002 at the
 # last layer, and so does ours on the left. On the right it is 1e-18 in the first stage and climbs in stairs, before the
-# first step and after every epoch: nothing has changed. Chapter 01 explains the stairs.
+# first step and after every epoch. Chapter 01 explains the stairs.
 
 # %%
 plain = records.load_series(figures.recorded("vgg38"), "gradients.csv").drop(columns=["epoch", "seed"])
@@ -212,8 +213,8 @@ made["result"]
 # %% [markdown]
 # ## What was shown
 #
-# - VGG08 reproduces: every number that report B prints for it to within half a point or 0.03 nats. Report A's are two
-#   to four points lower, by a recipe that differs somewhere.
+# - VGG08, one seed, agrees with every number that report B prints for it, to half a point or 0.03 nats. Report A's
+#   accuracies are two to four points lower, probably by a recipe that differs somewhere.
 # - VGG38 fails exactly as both reports say, from the first epoch; batch normalisation, residual connections, and both
 #   make it train. How far, the hundred epochs that are not measured yet will tell.
 # - Each number carries its seed, commit, device and the digest of its data; what has not been measured says so.
