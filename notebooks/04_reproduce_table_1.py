@@ -73,7 +73,8 @@ print(away.map("{:+.1f} points".format).to_string())
 assert abs(away["report B"]) < 1 < away["report A"] < 4
 
 # %% [markdown]
-# Our VGG08 agrees with report B's: all four numbers to half a point or 0.03 nats. It was trained *with* crops and flips.
+# Our VGG08 agrees with report B's: all four numbers to half a point or 0.03 nats. It was trained *with* crops and
+# flips.
 # Report B does not say whether it did; this suggests so, and the same run without them, not measured yet, would decide.
 # Report A's VGG08 stays two points below in validation and four in training. The nets are the same to the last
 # parameter, so the recipes probably were not; one candidate is the second meaning of "cosine annealing"
