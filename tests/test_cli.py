@@ -75,20 +75,39 @@ def test_train_writes_a_record_that_verifies_and_lists(train, results):
     assert "recorded already" in again.stderr
 
 
-def test_several_runs_are_trained_one_after_the_other(train, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "order"), [((), "vgg08 vgg08 vgg38 vgg38"), (("--together",), "vgg08 vgg38 vgg08 vgg38")]
+)
+def test_several_runs_are_trained_one_after_the_other_or_together(train, monkeypatch, options, order):
     seen = []
-    monkeypatch.setattr(training, "train", lambda run, seed, *_: seen.append((run.name, seed)))
-    assert train("vgg08", "--seed", 1).exit_code == 3  # None: the time was up
-    assert seen == [("vgg08", 1)]
 
-    def record(run, *_):
-        seen.append(run.name)
+    def steps(run, seed, *_):
+        for _ in range(2):
+            seen.append((run.model, seed))
+            yield
         return {"result": dict(test_acc=0.5, val_acc=0.5, epochs=5, best_epoch=5)}
 
+    monkeypatch.setattr(training, "steps", steps)
+    done = train("vgg08", "vgg38", "vgg08", "--epochs", 5, *options)
+    assert done.exit_code == 0 and done.stdout.count("vgg08-5ep") == done.stdout.count("vgg38-5ep") == 1
+    assert seen == [(model, 0) for model in order.split()]
     seen.clear()
-    monkeypatch.setattr(training, "train", record)
-    assert train("vgg08", "vgg38", "--epochs", 5).exit_code == 0
-    assert seen == ["vgg08-5ep", "vgg38-5ep"]
+    assert train("vgg08", "--seed", 1, "--seed", 2, *options).exit_code == 0
+    assert sorted(seen) == [("vgg08", 1)] * 2 + [("vgg08", 2)] * 2
+
+
+def test_when_the_time_is_up_the_next_run_is_not_begun(train, monkeypatch):
+    seen = []
+
+    def steps(run, *_):
+        yield seen.append(run.model)
+
+    monkeypatch.setattr(training, "steps", steps)
+    done = train("vgg08", "vgg38")
+    assert (done.exit_code, seen) == (3, ["vgg08"])
+    seen.clear()
+    done = train("vgg08", "vgg38", "--together")
+    assert (done.exit_code, seen) == (3, ["vgg08", "vgg38"]) and done.stderr.count("the time is up") == 2
 
 
 def test_verify_fails_when_one_digit_is_changed(train, results):

@@ -355,30 +355,6 @@ def test_history_and_gradients_have_one_line_an_epoch(tmp_path, synthetic):
     assert (gradients[names] > 0).all(axis=None)
 
 
-def test_training_metrics_are_the_mean_over_the_epochs_images(synthetic):
-    images = data.Images(*synthetic.subset(70).train)
-    engine, total = Engine(build("vgg08", 0), 1e-3, 0, CPU, "fp32"), 0.0
-    for batch in data.plan_epoch(70, 0, 0).batches(50):  # 50 images, then 20
-        x, y = images.batch(batch)
-        total += torch.nn.functional.cross_entropy(engine.net(x), y, reduction="sum").item()
-        engine.step(images, batch, 1e-3)
-    assert engine.metrics()[0] == pytest.approx(total / 70, rel=1e-5)
-
-
-def test_evaluation_uses_the_running_statistics_and_changes_nothing(synthetic):
-    images = data.Images(*synthetic.subset(60).train)
-    engine = Engine(build("vgg08", 0), 1e-3, 0, CPU, "fp32")
-    engine.step(images, data.plan_epoch(60, 0, 0), 1e-3)
-    engine.metrics()
-    before = {k: v.clone() for k, v in engine.net.state_dict().items()}
-    x, y = next(images.batches(60))
-    logits = engine.net.eval()(x)
-    expected = torch.nn.functional.cross_entropy(logits, y).item(), (logits.argmax(1) == y).double().mean().item()
-    engine.net.train()
-    assert engine.evaluate(images) == pytest.approx(expected, rel=1e-5)
-    assert all(torch.equal(before[k], v) for k, v in engine.net.state_dict().items())
-
-
 def test_a_later_commit_that_went_on_with_the_run_is_recorded(tmp_path, synthetic, monkeypatch):
     stop(tmp_path, synthetic, 5)
     monkeypatch.setenv("VGGRES_COMMIT", "1" * 40)
@@ -386,6 +362,34 @@ def test_a_later_commit_that_went_on_with_the_run_is_recorded(tmp_path, syntheti
     git = training.train(SMALL, 0, synthetic, tmp_path, "cpu")["git"]
     assert git["commit"] == "0" * 40
     assert git["later"] == [{"commit": "1" * 40, "dirty": False}]
+
+
+def test_runs_trained_together_are_the_same_as_alone(tmp_path, synthetic, whole):
+    others = [(SMALL, 1), (Run("vgg38-bn-rc").tiny(limit=100, epochs=1, batch=50), 0)]
+    jobs = [(SMALL, 0), *others]
+    together = training.train_together(
+        [training.steps(run, seed, synthetic, tmp_path / "together", "cpu") for run, seed in jobs]
+    )
+    assert contents(tmp_path / "together", SMALL) == whole
+    for (run, seed), record in zip(others, together[1:], strict=True):
+        alone = training.train(run, seed, synthetic, tmp_path / "alone", "cpu")
+        assert record["files"]["gradients.csv"] == alone["files"]["gradients.csv"]
+        assert record["result"] == alone["result"]
+
+
+def test_one_that_fails_stops_the_others_and_they_resume(tmp_path, synthetic, whole):
+    folder = records.folder_of(tmp_path, SMALL.name, 1)
+    folder.mkdir(parents=True)
+    with FileLock(folder / "train.lock"), pytest.raises(UserError, match="another process"):
+        training.train_together([training.steps(SMALL, seed, synthetic, tmp_path, "cpu") for seed in (0, 1)])
+    both = training.train_together([training.steps(SMALL, seed, synthetic, tmp_path, "cpu") for seed in (0, 1)])
+    assert [record["seed"] for record in both] == [0, 1]
+    assert contents(tmp_path, SMALL) == whole
+
+
+def test_together_the_time_is_up_for_each(tmp_path, synthetic):
+    trainings = [training.steps(SMALL, seed, synthetic, tmp_path, "cpu", minutes=0) for seed in (0, 1)]
+    assert training.train_together(trainings) == [None, None]
 
 
 def test_progress_is_silent_where_there_is_no_terminal(tmp_path, synthetic, capfd):
@@ -404,29 +408,3 @@ def test_progress_on_a_terminal_shows_loss_accuracy_speed_and_time_left(tmp_path
     last = terminal.getvalue().split("\r")[-1]
     for part in (SMALL.name, "600/600", "images/s", "loss", "val", "%", "<"):
         assert part in last
-
-
-def test_vgg08_learns_the_synthetic_set(synthetic):
-    few = synthetic.subset(1000)
-    images, val = data.Images(*few.train), data.Images(*few.val)
-    engine = Engine(build("vgg08", 0), 3e-3, 0, CPU)
-    for epoch in range(4):
-        for batch in data.plan_epoch(1000, 0, epoch, augment=False).batches(25):
-            engine.step(images, batch, 3e-3)
-        loss, _ = engine.metrics()
-    assert loss < 4.3  # chance is ln 100 = 4.6
-    assert engine.evaluate(val)[0] < 4.2
-
-
-def test_bf16_and_fp32_agree(synthetic):
-    images = data.Images(*synthetic.subset(100).train)
-    losses = {}
-    for precision in ("bf16", "fp32"):
-        engine = Engine(build("vgg38-bn-rc", 0), 1e-3, 0, CPU, precision)
-        losses[precision] = []
-        for batch in data.plan_epoch(100, 0, 0).batches(20):
-            engine.step(images, batch, 1e-3)
-            losses[precision].append(engine.metrics()[0])
-        assert all(p.dtype == p.grad.dtype == torch.float32 for p in engine.net.parameters())
-    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
-    assert losses["bf16"] != losses["fp32"]

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 `verify` found a problem, 2 bad input, 3 the time was up 
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -93,44 +94,55 @@ def train(
     names: Annotated[list[str], typer.Argument(help="Runs, as `vggres list` names them.", metavar="NAME...")],
     root: DataRoot,
     results: Results,
-    seed: Annotated[int, typer.Option(help="Of the weights, the order of the images and their augmentation.")] = 0,
+    seed: Annotated[
+        list[int], typer.Option(help="Of the weights, the order of the images and their augmentation; may be repeated.")
+    ] = [0],  # noqa: B006
     epochs: Annotated[int | None, typer.Option(help="Train fewer or more epochs: a run of another name.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
     minutes: Annotated[
         float | None, typer.Option(help="Stop cleanly after this time; the same command resumes.")
     ] = None,
+    together: Annotated[bool, typer.Option("--together", help="All at once, to fill a GPU.")] = False,
 ):
     """Train runs one after the other and record them; what was begun is resumed, what is recorded is kept."""
     import time
 
     from vggres.engine import pick_device
-    from vggres.training import train as train_run
+    from vggres.training import steps, train_together
 
-    if not 0 <= seed < 2**63:
-        raise UserError(f"--seed must be from 0 to 2**63 - 1, not {seed}")
+    for k in seed:
+        if not 0 <= k < 2**63:
+            raise UserError(f"--seed must be from 0 to 2**63 - 1, not {k}")
     if minutes is not None and not minutes > 0:
         raise UserError(f"--minutes must be positive, not {minutes}")
     runs = [find(name) if epochs is None else replace(find(name), epochs=epochs) for name in names]
     pick_device(device)
+    jobs = list(dict.fromkeys((run, k) for k in seed for run in runs))
     began, loaded = time.monotonic(), {}
-    for run in runs:
-        if run.dataset not in loaded:
-            loaded[run.dataset] = datasets.load(run.dataset, root)
-
-        def say(line, run=run):
-            typer.echo(f"{run.name}, seed {seed}: {line}", err=True)
-
+    for group in [jobs] if together else [[job] for job in jobs]:
         left = None if minutes is None else minutes - (time.monotonic() - began) / 60
-        record = train_run(run, seed, loaded[run.dataset], results, device, left, say)
-        if record is None:
-            say("the time is up; the same command goes on from the last whole epoch")
+        trainings, say = [], {}
+        for run, k in group:
+            if run.dataset not in loaded:
+                loaded[run.dataset] = datasets.load(run.dataset, root)
+            say[run, k] = partial(_say, f"{run.name}, seed {k}")
+            trainings.append(steps(run, k, loaded[run.dataset], results, device, left, say[run, k]))
+        trained = dict(zip(group, train_together(trainings), strict=True))
+        for (run, k), record in trained.items():
+            result = record and record["result"]
+            if record is None:
+                say[run, k]("the time is up; the same command goes on from the last whole epoch")
+            elif result["test_acc"] is not None:
+                typer.echo(
+                    f"{run.name}, seed {k}: validation {100 * result['val_acc']:.2f} % after epoch {result['epochs']}, "
+                    f"test {100 * result['test_acc']:.2f} % (epoch {result['best_epoch']})"
+                )
+        if None in trained.values():
             raise typer.Exit(3)
-        result = record["result"]
-        if result["test_acc"] is not None:
-            typer.echo(
-                f"{run.name}, seed {seed}: validation {100 * result['val_acc']:.2f} % after epoch {result['epochs']}, "
-                f"test {100 * result['test_acc']:.2f} % (epoch {result['best_epoch']})"
-            )
+
+
+def _say(job: str, line: str) -> None:
+    typer.echo(f"{job}: {line}", err=True)
 
 
 @app.command()

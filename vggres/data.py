@@ -9,10 +9,12 @@ import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vggres.errors import UserError
 from vggres.files import write_atomically
@@ -273,8 +275,7 @@ def synthetic(seed: int = 0) -> Data:
     return Data("synthetic", train, val, test, {"train": "synthetic", "test": "synthetic"})
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """Every random choice of an epoch, drawn up front: which images, in which order, shifted and flipped how.
 
     index: int64 (n,), a permutation; shift: int64 (n, 2), down and right, in 0..8 (4 is no shift);
@@ -286,12 +287,12 @@ class Plan:
     flip: Tensor
 
     def to(self, device: torch.device) -> "Plan":
-        return Plan(self.index.to(device), self.shift.to(device), self.flip.to(device))
+        return Plan(*(choice.to(device) for choice in self))
 
     def batches(self, size: int):
         """The plan in pieces of at most `size` images."""
         for i in range(0, len(self.index), size):
-            yield Plan(self.index[i : i + size], self.shift[i : i + size], self.flip[i : i + size])
+            yield Plan(*(choice[i : i + size] for choice in self))
 
 
 def plan_epoch(n: int, seed: int, epoch: int, augment: bool = True) -> Plan:
@@ -305,32 +306,33 @@ def plan_epoch(n: int, seed: int, epoch: int, augment: bool = True) -> Plan:
 
 
 class Images:
-    """Images and labels on a device, from which batches are cut without leaving it.
+    """Images uint8 (N, 32, 32, 3) and labels (N,) on a device, from which batches are cut without leaving it.
 
-    Held as uint8 (N, 40, 40, 3), zero-padded by 4, so that a crop is one gather.
+    On a CPU they are the arrays given, not a copy.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, device: torch.device | str = "cpu"):
-        self.padded = torch.nn.functional.pad(torch.from_numpy(images).to(device), (0, 0, 4, 4, 4, 4))
-        self.labels = torch.from_numpy(labels).to(device)
-        scale = 1 / (255 * torch.tensor(STD, device=device))
-        self.scale, self.offset = scale, -torch.tensor(MEAN, device=device) * 255 * scale
-        self.line = torch.arange(32, device=device)
+        self.images, self.labels = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+        scale = 1 / (255 * torch.tensor(STD))
+        self.scale, self.offset = scale.to(device), (-torch.tensor(MEAN) * 255 * scale).to(device)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, plan: Plan) -> tuple[Tensor, Tensor]:
-        """Normalised images, float32 (B, 3, 32, 32) in channels_last memory, and labels (B,)."""
-        rows = plan.shift[:, :1] + self.line
-        cols = plan.shift[:, 1:] + torch.where(plan.flip[:, None], 31 - self.line, self.line)
-        crop = self.padded[plan.index[:, None, None], rows[:, :, None], cols[:, None, :]]
-        x = torch.addcmul(self.offset, crop.float(), self.scale)
-        return x.permute(0, 3, 1, 2), self.labels[plan.index]
+        """Cropped from an edge of 4 zeros, flipped and normalised: float32 (B, 3, 32, 32) in channels_last
+        memory; and labels (B,)."""
+        padded = F.pad(self.images[plan.index], (0, 0, 4, 4, 4, 4))
+        image, line = (torch.arange(n, device=padded.device) for n in (len(padded), 32))
+        rows = plan.shift[:, :1] + line
+        cols = plan.shift[:, 1:] + torch.where(plan.flip[:, None], 31 - line, line)
+        crop = padded[image[:, None, None], rows[:, :, None], cols[:, None, :]]
+        return self._normalise(crop), self.labels[plan.index]
 
-    def batches(self, size: int = 500):
+    def batches(self, size: int = 250):
         """All images in order, unchanged: for evaluation."""
         for i in range(0, len(self), size):
-            crop = self.padded[i : i + size, 4:36, 4:36]
-            x = torch.addcmul(self.offset, crop.float(), self.scale)
-            yield x.permute(0, 3, 1, 2), self.labels[i : i + size]
+            yield self._normalise(self.images[i : i + size]), self.labels[i : i + size]
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self.offset, images.float(), self.scale).permute(0, 3, 1, 2)

@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,7 +17,8 @@ def gradient_flow(net: nn.Module) -> dict[str, float]:
 
     Returns: layer name -> mean absolute gradient, in nats per unit of weight.
     """
-    return {name: layer.weight.grad.float().abs().mean().item() for name, layer in layers(net)}
+    means = torch.stack([layer.weight.grad.abs().mean() for _, layer in layers(net)])
+    return dict(zip((name for name, _ in layers(net)), means.tolist(), strict=True))
 
 
 def flow_on(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
@@ -61,6 +63,7 @@ def propagation(net: nn.Module, x: Tensor, y: Tensor) -> list[dict]:
         def hook(module, inputs, out):
             out.retain_grad()
             outputs[name] = out
+            return out.clone()  # the activation may work in place
 
         return hook
 

@@ -1,4 +1,4 @@
-"""`train`: the loop, selection on the validation set, checkpoint and exact resume."""
+"""`train` and `train_together`: the loop, selection on the validation set, checkpoint and exact resume."""
 
 import hashlib
 import io
@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import time
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -57,7 +58,39 @@ class State:
             self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
 
 
-def train(
+def train(*args, **options) -> dict | None:
+    """Train a run and write its record: `train_together` of one. Arguments, result and errors are those of `steps`."""
+    return train_together([steps(*args, **options)])[0]
+
+
+def train_together(trainings: list[Generator]) -> list[dict | None]:
+    """Train several runs by turns, a step each, and write their records, which are the same as if each had trained
+    alone. On a GPU their work overlaps: one such net cannot fill it.
+
+    Args:
+        trainings: of different runs or seeds, each from `steps`.
+
+    Returns: their records, in order; None where the time was up first.
+
+    Raises:
+        UserError: the first that a training raises; the others stop and can be resumed.
+    """
+    done, left = {}, dict(enumerate(trainings))
+    try:
+        while left:
+            for i, training in list(left.items()):
+                try:
+                    next(training)
+                except StopIteration as end:
+                    done[i] = end.value
+                    del left[i]
+    finally:
+        for training in trainings:
+            training.close()
+    return [done[i] for i in range(len(trainings))]
+
+
+def steps(
     run: Run,
     seed: int,
     data: Data,
@@ -65,12 +98,13 @@ def train(
     device: str = "auto",
     minutes: float | None = None,
     say=lambda line: None,
-) -> dict | None:
-    """Train a run and write its record; what was begun is resumed, what is recorded is not trained again.
+) -> Generator[None, None, dict | None]:
+    """The training of a run, to be advanced by `train_together`: it pauses after each step.
 
-    A run that is killed anywhere and started again ends with the same history, gradients and weights, bit for
-    bit on the same machine: checkpoints are written after each epoch, and an epoch's randomness depends on
-    (seed, epoch) alone.
+    What was begun is resumed, what is recorded is not trained again. A run that is killed anywhere and started
+    again ends with the same history, gradients and weights, bit for bit on the same machine: checkpoints are
+    written after each epoch, and an epoch's randomness depends on (seed, epoch) alone. (On CUDA this needs
+    `torch.use_deterministic_algorithms(True)`.)
 
     Args:
         seed: of the initial weights, the order of the images and their augmentation.
@@ -103,7 +137,7 @@ def train(
             first = next(plan_epoch(len(train_set), seed, 0, run.augment).to(engine.device).batches(run.batch))
             state.gradients.append({"epoch": 0, **flow_on(engine.net, *train_set.batch(first))})
 
-        steps = math.ceil(len(train_set) / run.batch)
+        an_epoch = math.ceil(len(train_set) / run.batch)
         with progress(run, len(train_set), state) as bar:
             while state.epoch < run.epochs and not state.diverged:
                 began, epoch = time.monotonic(), state.epoch
@@ -113,9 +147,12 @@ def train(
                 for i, batch in enumerate(plan.batches(run.batch)):
                     if time.monotonic() > deadline:
                         return None
-                    lr = run.lr_at(epoch * steps + i, steps)
+                    lr = run.lr_at(epoch * an_epoch + i, an_epoch)
                     engine.step(train_set, batch, lr)
                     bar.update(len(batch.index))
+                    yield  # to the runs trained beside this one
+                while not engine.ready():
+                    yield
                 trained, validated = engine.metrics(), engine.evaluate(val_set)
                 state.add((epoch + 1, *trained, *validated, lr, time.monotonic() - began), engine.net)
                 save(folder, run, seed, engine, state)
