@@ -5,7 +5,7 @@ BIN := .venv/bin
 unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv notebooks test data train figures chapters constraints clean
+.PHONY: help .venv notebooks test bench data train figures chapters constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,9 @@ test: .venv ## lint, unit tests, then every chapter against its stored outputs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 	$(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/*.ipynb
+
+bench: .venv ## images a second of the naive loop and of this engine, and their ratio
+	$(BIN)/python -m benchmarks
 
 data: .venv ## download and check CIFAR-100
 	$(BIN)/vggres data

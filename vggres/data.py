@@ -329,7 +329,7 @@ class Images:
         crop = padded[image[:, None, None], rows[:, :, None], cols[:, None, :]]
         return self._normalise(crop), self.labels[plan.index]
 
-    def batches(self, size: int = 250):
+    def batches(self, size: int):
         """All images in order, unchanged: for evaluation."""
         for i in range(0, len(self), size):
             yield self._normalise(self.images[i : i + size]), self.labels[i : i + size]

@@ -144,7 +144,7 @@ class Engine:
         """Mean loss (nats) and accuracy (fraction) over all images, in evaluation mode."""
         with self._turn():
             self.net.eval()
-            for x, y in images.batches(250 if self._stream is None else 2500):
+            for x, y in images.batches(100 if self._stream is None else 2500):
                 self._forward(x, y)
         self._seen += len(images)
         return self.metrics()
