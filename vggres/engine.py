@@ -151,7 +151,7 @@ class Engine:
 
 
 class _Captured:
-    """A training step as a CUDA graph: one launch for some thousand kernels, on inputs that stay in place."""
+    """A training step as a CUDA graph: one launch for some hundred kernels, on inputs that stay in place."""
 
     def __init__(self):
         self.calls = 0
