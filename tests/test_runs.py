@@ -9,7 +9,7 @@ import torch
 
 from vggres.errors import UserError
 from vggres.models import MODELS
-from vggres.runs import RUNS, TABLE_1, Run, find
+from vggres.runs import QUEUE, RUNS, TABLE_1, WEIGHTS, Run, find
 
 REPORTED = Path(__file__).resolve().parents[1] / "results" / "reported.csv"
 
@@ -27,6 +27,7 @@ def reported(report, exhibit):
         (Run("vgg08"), "vgg08"),
         (Run("vgg38-bn-rc", lr=1e-2), "vgg38-bn-rc-lr1e-2"),
         (Run("vgg38-bn", lr=5e-3), "vgg38-bn-lr5e-3"),
+        (Run("vgg38-resnet", lr=1e-1, lr_end=2e-3), "vgg38-resnet-lr1e-1-to2e-3"),
         (Run("vgg38-resnet", weight_decay=1e-4), "vgg38-resnet-wd1e-4"),
         (Run("vgg38-bn", weight_decay=1e-6, batch=264, epochs=250), "vgg38-bn-wd1e-6-batch264-250ep"),
         (Run("vgg08", schedule="cosine-step"), "vgg08-cosine-step"),
@@ -41,7 +42,8 @@ def test_a_name_spells_out_what_is_not_a_default(run, name):
 def test_names_are_unique_and_the_keys_of_the_registry():
     from vggres import runs
 
-    assert len(RUNS) == len(runs._ALL)
+    assert len(RUNS) == sum(len(group) for _, group in runs._GROUPS)
+    assert len(QUEUE) == len(set(QUEUE)) and {run for run, _ in QUEUE} == set(RUNS.values())
     assert all(name == run.name for name, run in RUNS.items())
 
 
@@ -67,6 +69,8 @@ def test_a_run_survives_its_dictionary(run):
         dict(lr=-1e-3),
         dict(lr=float("nan")),
         dict(lr=float("inf")),
+        dict(lr_end=-1e-5),
+        dict(lr_end=float("nan")),
         dict(weight_decay=-1e-3),
         dict(weight_decay=float("nan")),
         dict(limit=0),
@@ -126,10 +130,29 @@ def test_table_1_has_its_seven_rows_in_order():
     assert [name for name, run in RUNS.items() if "A/Table 1" in run.exhibits] == TABLE_1
 
 
-def test_set_1_of_report_b_is_registered():
-    set_1 = {name for name, run in RUNS.items() if "B/Set 1" in run.exhibits}
-    assert set_1 == {"vgg08", "vgg38", "vgg38-bn", "vgg38-resnet", "vgg38-resnet-sigmoid"}
-    assert set_1 == set(reported("B", "Set 1"))
+@pytest.mark.parametrize("report", ["A", "B"])
+def test_every_number_of_reports_a_and_b_has_its_run(report):
+    with REPORTED.open(newline="") as f:
+        rows = [row for row in csv.DictReader(f) if row["report"] == report]
+    assert len(rows) > 45
+    assert {row["run"] for row in rows} <= set(RUNS)
+    seeded = {(row["run"], int(row["seed"])) for row in rows if row["seed"]}
+    assert seeded <= {(run.name, seed) for run, seed in QUEUE}
+    for exhibit in ("Set 1", "Set 1a", "Set 2", "Set 3", "Set 4", "Set 5", "Figure 7", "Figure 8", "Figure 9"):
+        told = {row["run"] for row in rows if row["exhibit"] == exhibit}
+        assert told <= {name for name, run in RUNS.items() if f"{report}/{exhibit}" in run.exhibits}
+
+
+def test_the_queue_begins_with_table_1_seed_by_seed():
+    assert [(run.name, seed) for run, seed in QUEUE[:21]] == [(name, seed) for seed in (0, 1, 2) for name in TABLE_1]
+    assert all((RUNS[name], 0) in QUEUE for name in WEIGHTS)
+
+
+def test_report_b_scales_the_learning_rate_at_the_start_and_at_the_end():
+    scaled = [run for run in RUNS.values() if "B/Set 3" in run.exhibits]
+    assert [(run.lr, run.lr_end) for run in scaled] == [(k * 1e-3, k * 2e-5) for k in (5, 30, 100)]
+    assert [run.lr_at(0, 475) for run in scaled] == pytest.approx([5e-3, 3e-2, 1e-1])
+    assert scaled[2].lr_at(100 * 475, 475) == pytest.approx(2e-3)
 
 
 def test_what_report_a_says_against_its_own_table_are_runs_of_their_own():

@@ -10,7 +10,6 @@ from typing import Literal, get_args
 
 from vggres.errors import UserError
 
-LR_END = 2e-5  # the floor of the cosine, the same in both reports
 Schedule = Literal["cosine-epoch", "cosine-step"]
 
 
@@ -22,7 +21,8 @@ class Run:
         model: a name that `vggres.build` knows.
         dataset: "cifar100", "cifar10" or "synthetic".
         epochs, batch: passes over the training set, and images a step.
-        lr, weight_decay: Adam's step size at the start and its coupled L2 coefficient.
+        lr, lr_end: Adam's step size at the start and at the end of the cosine.
+        weight_decay: Adam's coupled L2 coefficient.
         schedule: which of the two meanings of "cosine annealing", see `lr_at`.
         augment: random crop of 32 after zero padding by 4, and horizontal flip.
         limit: use only this many training images (None: all); for short runs in tests and chapters.
@@ -34,6 +34,7 @@ class Run:
     epochs: int = 100
     batch: int = 100
     lr: float = 1e-3
+    lr_end: float = 2e-5
     weight_decay: float = 0.0
     optimizer: str = "adam"
     schedule: Schedule = "cosine-epoch"
@@ -47,8 +48,9 @@ class Run:
                 raise UserError(f"{name} must be at least 1, not {value}")
         if not 0 < self.lr < math.inf:
             raise UserError(f"lr must be positive and finite, not {self.lr}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"weight_decay must be 0 or more, and finite, not {self.weight_decay}")
+        for name in ("lr_end", "weight_decay"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise UserError(f"{name} must be 0 or more, and finite, not {value}")
         for name, known in (("schedule", get_args(Schedule)), ("optimizer", ("adam",))):
             if (value := getattr(self, name)) not in known:
                 raise UserError(f"no {name} is called {value!r}; there are {', '.join(known)}")
@@ -61,6 +63,8 @@ class Run:
             parts.append(self.dataset)
         if self.lr != 1e-3:
             parts.append(f"lr{_short(self.lr)}")
+        if self.lr_end != 2e-5:
+            parts.append(f"to{_short(self.lr_end)}")
         if self.weight_decay:
             parts.append(f"wd{_short(self.weight_decay)}")
         if self.batch != 100:
@@ -78,14 +82,14 @@ class Run:
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step (counted from 0 over the whole run).
 
-        `lr(t) = end + (lr - end) (1 + cos(pi t / epochs)) / 2`, where `end` is 2e-5 and t counts
+        `lr(t) = lr_end + (lr - lr_end) (1 + cos(pi t / epochs)) / 2`, where t counts
 
         - epochs in "cosine-epoch": one half period, a true annealing (Loshchilov and Hutter, 2017);
         - steps in "cosine-step": the rate swings with a period of `2 * epochs` steps for the whole run. It is
           what comes out when a scheduler made for epochs is called after every mini-batch.
         """
         t = step // steps_per_epoch if self.schedule == "cosine-epoch" else step
-        return LR_END + (self.lr - LR_END) * (1 + math.cos(math.pi * t / self.epochs)) / 2
+        return self.lr_end + (self.lr - self.lr_end) * (1 + math.cos(math.pi * t / self.epochs)) / 2
 
     def tiny(self, dataset: str = "synthetic", limit: int = 2000, epochs: int = 2, **changes) -> "Run":
         """The same recipe cut down to seconds, for tests and live cells; its name says so."""
@@ -110,9 +114,9 @@ def _short(x: float) -> str:
 
 # Report A's text gives these settings for two rows whose table and captions say otherwise.
 TEXT_OF_A = dict(epochs=250, batch=264, weight_decay=1e-6)
+DEEPER = dict(epochs=250, batch=264, weight_decay=1e-3)  # report A, "Additional experiments"
 
-_ALL = [
-    # Report A, Table 1, in its order.
+_TABLE_1 = [  # report A, Table 1, in its order
     Run("vgg08", exhibits=("A/Table 1", "A/Figure 1", "A/Figure 2", "B/Set 1")),
     Run("vgg38", exhibits=("A/Table 1", "A/Figure 1", "A/Figure 3", "B/Set 1")),
     Run("vgg38-bn", exhibits=("A/Table 1", "A/Figure 6", "B/Set 1")),
@@ -120,30 +124,59 @@ _ALL = [
     Run("vgg38-bn-rc", exhibits=("A/Table 1",)),
     Run("vgg38-bn", lr=1e-2, exhibits=("A/Table 1",)),
     Run("vgg38-bn-rc", lr=1e-2, exhibits=("A/Table 1", "A/Figure 4", "A/Figure 5")),
-    # Report B, set 1: the rest of it.
-    Run("vgg38-resnet", exhibits=("B/Set 1", "B/Set 1a")),
-    Run("vgg38-resnet-sigmoid", exhibits=("B/Set 1",)),
-    # What report A's text says of two rows of its Table 1.
-    Run("vgg38-bn", **TEXT_OF_A, exhibits=("A/text",)),
-    Run("vgg38-bn-rc", lr=1e-2, **TEXT_OF_A, exhibits=("A/text",)),
-    # Table 1 under the other meaning of "cosine annealing".
-    Run("vgg08", schedule="cosine-step"),
-    Run("vgg38", schedule="cosine-step"),
-    Run("vgg38-bn", schedule="cosine-step"),
-    Run("vgg38-rc", schedule="cosine-step"),
-    Run("vgg38-bn-rc", schedule="cosine-step"),
-    Run("vgg38-bn", lr=1e-2, schedule="cosine-step"),
-    Run("vgg38-bn-rc", lr=1e-2, schedule="cosine-step"),
-    # Five epochs of the nets of the story, for where there is no GPU.
-    Run("vgg08", epochs=5),
-    Run("vgg38", epochs=5),
-    Run("vgg38-bn", epochs=5),
-    Run("vgg38-rc", epochs=5),
-    Run("vgg38-bn-rc", epochs=5),
-    Run("vgg38-bn-rc", lr=1e-2, epochs=5),
 ]
-RUNS: dict[str, Run] = {run.name: run for run in _ALL}
-TABLE_1 = [run.name for run in _ALL[:7]]
+
+
+def _decayed(model: str = "vgg38-resnet", weight_decay: float = 1e-3, **recipe) -> Run:
+    return Run(model, weight_decay=weight_decay, **recipe)
+
+
+# The most important first; the seeds of a group are trained one after the other.
+_GROUPS: list[tuple[tuple[int, ...], list[Run]]] = [
+    ((0, 1, 2), _TABLE_1),
+    (
+        (0, 10, 30),
+        [
+            Run("vgg38-resnet", exhibits=("B/Set 1", "B/Set 1a")),
+            _decayed(exhibits=("B/Set 2",)),  # set 1a is named so in the report's source
+        ],
+    ),
+    ((0, 1, 2), [Run("vgg38-resnet-sigmoid", exhibits=("B/Set 1",))]),
+    ((0, 1, 2), [_decayed(f"vgg{depth}-resnet", exhibits=("B/Set 5",)) for depth in ("68", "72", "106")]),
+    ((0, 1, 2), [_decayed(weight_decay=wd, exhibits=("B/Set 2",)) for wd in (1e-4, 1e-2)]),
+    # Table 1 under the other meaning of "cosine annealing".
+    ((0, 1, 2), [replace(run, schedule="cosine-step", exhibits=()) for run in _TABLE_1]),
+    (
+        (0,),
+        [
+            _decayed("vgg16-bn-rc", **DEEPER | dict(epochs=300), exhibits=("A/Figure 7",)),
+            _decayed("vgg50-bn-rc", **DEEPER, exhibits=("A/Figure 8",)),
+            _decayed("vgg150-bn-rc", **DEEPER, exhibits=("A/Figure 9",)),
+        ],
+    ),
+    # Report B's training accuracy: with augmentation or without?
+    ((0, 1, 2), [Run("vgg08", augment=False), Run("vgg38-resnet", augment=False)]),
+    # The learning rate times 5, 30 and 100, at the start and at the end.
+    ((0,), [_decayed(lr=k * 1e-3, lr_end=k * 2e-5, exhibits=("B/Set 3",)) for k in (5, 30, 100)]),
+    ((0,), [_decayed(batch=batch, exhibits=("B/Set 4",)) for batch in (64, 256, 512)]),
+    (
+        (0, 1, 2),
+        [
+            Run("vgg38-bn", **TEXT_OF_A, exhibits=("A/text",)),
+            Run("vgg38-bn-rc", lr=1e-2, **TEXT_OF_A, exhibits=("A/text",)),
+        ],
+    ),
+    # Five epochs of the nets of the story, for where there is no GPU.
+    ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
+]
+RUNS: dict[str, Run] = {run.name: run for _, group in _GROUPS for run in group}
+QUEUE: list[tuple[Run, int]] = [(run, seed) for seeds, group in _GROUPS for seed in seeds for run in group]
+TABLE_1 = [run.name for run in _TABLE_1]
+# Runs whose best weights (of seed 0) are kept beside the records.
+WEIGHTS = {
+    *("vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2"),
+    *("vgg38-resnet-wd1e-3", "vgg68-resnet-wd1e-3"),
+}
 
 
 def find(name: str) -> Run:
