@@ -1,10 +1,12 @@
 """The command line: what bad input gets, and exit statuses that scripts can use."""
 
+import itertools
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +14,11 @@ from filelock import FileLock
 from test_data import COUNTS, write_small
 from typer.testing import CliRunner
 
-from vggres import data, records, training
+from vggres import cli, data, records, runs, training, weights
 from vggres.cli import app
 from vggres.engine import Engine
 from vggres.models import build
-from vggres.runs import RUNS, Run, find
+from vggres.runs import QUEUE, RUNS, Run, find
 
 pytestmark = pytest.mark.usefixtures("commit")
 ONE_EPOCH = Run("vgg08", epochs=1)
@@ -76,7 +78,7 @@ def test_train_writes_a_record_that_verifies_and_lists(train, results):
 
 
 @pytest.mark.parametrize(
-    ("options", "order"), [((), "vgg08 vgg08 vgg38 vgg38"), (("--together",), "vgg08 vgg38 vgg08 vgg38")]
+    ("options", "order"), [((), "vgg08 vgg08 vgg38 vgg38"), (("--together", 2), "vgg08 vgg38 vgg08 vgg38")]
 )
 def test_several_runs_are_trained_one_after_the_other_or_together(train, monkeypatch, options, order):
     seen = []
@@ -84,7 +86,7 @@ def test_several_runs_are_trained_one_after_the_other_or_together(train, monkeyp
     def steps(run, seed, *_):
         for _ in range(2):
             seen.append((run.model, seed))
-            yield
+            yield 1
         return {"result": dict(test_acc=0.5, val_acc=0.5, epochs=5, best_epoch=5)}
 
     monkeypatch.setattr(training, "steps", steps)
@@ -96,18 +98,92 @@ def test_several_runs_are_trained_one_after_the_other_or_together(train, monkeyp
     assert sorted(seen) == [("vgg08", 1)] * 2 + [("vgg08", 2)] * 2
 
 
-def test_when_the_time_is_up_the_next_run_is_not_begun(train, monkeypatch):
+def test_the_queue_trains_what_has_no_record_the_most_important_first(train, results, monkeypatch):
     seen = []
 
-    def steps(run, *_):
-        yield seen.append(run.model)
+    def steps(run, seed, *_):
+        seen.append((run.name, seed))
+        yield 1
+        return {"result": dict(test_acc=0.5, val_acc=0.5, epochs=5, best_epoch=5)}
 
     monkeypatch.setattr(training, "steps", steps)
-    done = train("vgg08", "vgg38")
-    assert (done.exit_code, seen) == (3, ["vgg08"])
+    assert train("--missing").exit_code == 0
+    assert seen == [(run.name, seed) for run, seed in QUEUE]
+
     seen.clear()
-    done = train("vgg08", "vgg38", "--together")
-    assert (done.exit_code, seen) == (3, ["vgg08", "vgg38"]) and done.stderr.count("the time is up") == 2
+    recorded = records.folder_of(results, "vgg38", 0)
+    recorded.mkdir(parents=True)
+    (recorded / "run.json").write_text("{}")
+    assert train("vgg38", "vgg08", "--missing").exit_code == 0
+    assert seen == [("vgg08", 0), ("vgg08", 1), ("vgg38", 1), ("vgg08", 2), ("vgg38", 2)]
+    seen.clear()
+    assert train("vgg38", "vgg08", "--missing", "--seed", 0).exit_code == 0
+    assert seen == [("vgg08", 0)]
+
+
+def test_when_the_time_is_up_no_run_is_begun_and_what_is_left_is_told(train, monkeypatch):
+    seen, clock = [], [0.0]
+
+    def steps(run, *_):
+        seen.append(run.model)
+        clock[0] += 40
+        yield 47_500  # an epoch in 40 s
+
+    monkeypatch.setattr(training, "steps", steps)
+    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    done = train("vgg08", "vgg38", "vgg38-bn", "--seed", 0, "--seed", 1, "--minutes", 1, "--epochs", 9)
+    assert (done.exit_code, seen) == (3, ["vgg08", "vgg38"])
+    assert "Left: 6 of 6 runs, 54 epochs" in done.stderr
+    # 18 epochs of VGG08 and 36 of the 8.7 times larger VGG38, at 80 s for one of each
+    assert "about 0.8 hours at this pace" in done.stderr
+
+
+def test_a_queue_that_is_cut_off_goes_on_where_it_was(train, results, monkeypatch):
+    queue = [(Run("vgg08", epochs=2), seed) for seed in (0, 1)]
+    monkeypatch.setattr(cli, "QUEUE", queue)
+    monkeypatch.setattr(cli, "RUNS", {"vgg08-2ep": queue[0][0]})
+    evaluate, count = Engine.evaluate, itertools.count()
+
+    def interrupted(self, images):
+        if next(count) == 5:  # two epochs and two tests of seed 0, the first epoch of seed 1, then its second
+            raise KeyboardInterrupt
+        return evaluate(self, images)
+
+    with monkeypatch.context() as m:
+        m.setattr(Engine, "evaluate", interrupted)
+        assert train("--missing").exit_code == 130
+    listed = vggres("list", "--results", results).stdout
+    assert "1 of 2 measured, seed 1 at epoch 1 of 2" in listed
+    done = train("--missing")
+    assert done.exit_code == 0
+    assert "seed 1: resumes after epoch 1 of 2" in done.stderr and "seed 0" not in done.output
+    assert "2 of 2 measured" in vggres("list", "--results", results).stdout
+    assert train("--missing").output == ""
+
+
+def test_kept_weights_give_the_records_test_accuracy(train, results, root, monkeypatch):
+    run = Run("vgg08", epochs=1)
+    monkeypatch.setattr(weights, "WEIGHTS", {run.name})
+    monkeypatch.setitem(runs.RUNS, run.name, run)
+    assert train("vgg08", "--epochs", 1).exit_code == 0
+    record = records.read(records.folder_of(results, run.name, 0))
+    done = vggres("evaluate", run.name, "--results", results, "--data", root, "--device", "cpu")
+    assert done.exit_code == 0
+    here, there = re.findall(r"(\d+\.\d\d) %", done.stdout)
+    assert here == there == f"{100 * record['result']['test_acc']:.2f}"
+    assert not weights.load(run.name, results).training
+    assert vggres("verify", "--results", results).exit_code == 0
+
+    path = results / record["weights"]["file"]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert "was changed" in vggres("verify", "--results", results).stderr
+    refused(vggres("evaluate", run.name, "--results", results, "--data", root), path)
+    path.unlink()
+    refused(vggres("evaluate", run.name, "--results", results, "--data", root), path)
+    train("vgg08", "--epochs", 1, "--seed", 1)  # only seed 0 is kept
+    assert not list((results / "weights").iterdir())
 
 
 def test_verify_fails_when_one_digit_is_changed(train, results):
@@ -153,7 +229,7 @@ def test_list_shows_every_run_and_what_is_measured(train, results):
     lines = vggres("list", "--results", results).stdout.splitlines()
     assert [line.split()[0] for line in lines] == list(RUNS)
     state = {line.split()[0]: line for line in lines}
-    assert "1 measured" in state["vgg08-5ep"]
+    assert "1 of 1 measured" in state["vgg08-5ep"]
     assert "not measured" in state["vgg38"] and "A/Table 1" in state["vgg38"]
 
 

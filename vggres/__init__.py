@@ -6,6 +6,7 @@ chapter is read from the records.
 
 from vggres.models import build
 from vggres.runs import RUNS, Run
+from vggres.weights import load
 
 __version__ = "0.1.0"
-__all__ = ["RUNS", "Run", "build"]
+__all__ = ["RUNS", "Run", "build", "load"]

@@ -1,10 +1,12 @@
-"""The command line: `vggres list | data | train | tables | figures | verify`.
+"""The command line: `vggres list | data | train | evaluate | tables | figures | verify`.
 
 Exit status: 0 done, 1 `verify` found a problem, 2 bad input, 3 the time was up before the last epoch,
 130 interrupted.
 """
 
+import math
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,9 @@ from vggres import data as datasets
 from vggres import records
 from vggres.errors import UserError
 from vggres.files import write_atomically
-from vggres.runs import RUNS, find
+from vggres.runs import QUEUE, RUNS, Run, find
+
+TRAINING_IMAGES = 47_500
 
 
 class OneLine(TyperGroup):
@@ -67,12 +71,22 @@ DataRoot = Annotated[
 
 @app.command("list")
 def list_(results: Results):
-    """Every registered run: where it is reported, and what has been measured."""
-    runs = records.load_runs(results)
+    """Every registered run: validation accuracy (%) reported and measured, the state of its seeds, where it is told."""
+    from vggres.tables import reported
+    from vggres.training import epochs_done
+
+    measured = records.load_runs(results)
+    told = reported()
+    told = told[told.metric == "val_acc"].groupby("run").value.agg(lambda v: " ".join(f"{100 * x:.2f}" for x in v))
     for run in RUNS.values():
-        mine = runs[runs.run == run.name]
-        state = f"{len(mine)} measured" if len(mine) else "not measured"
-        typer.echo(f"{run.name:42} {state:14} {', '.join(run.exhibits)}")
+        mine = measured[measured.run == run.name]
+        seeds = [seed for queued, seed in QUEUE if queued == run]
+        begun = {k: done for k in seeds if k not in set(mine.seed) and (done := epochs_done(results, run, k))}
+        state = [f"{len(mine)} of {len(seeds)} measured" if len(mine) else "not measured"]
+        state += [f"seed {k} at epoch {done} of {run.epochs}" for k, done in begun.items()]
+        mean = f"{100 * mine.val_acc.mean():.2f}" if len(mine) else "–"
+        where = ", ".join(run.exhibits) or "–"
+        typer.echo(f"{run.name:42} {told.get(run.name, '–'):>18} {mean:>7}  {', '.join(state)}  ({where})")
 
 
 @app.command()
@@ -91,58 +105,127 @@ def data(
 
 @app.command()
 def train(
-    names: Annotated[list[str], typer.Argument(help="Runs, as `vggres list` names them.", metavar="NAME...")],
     root: DataRoot,
     results: Results,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Runs, as `vggres list` names them.", metavar="[NAME...]")
+    ] = None,
     seed: Annotated[
-        list[int], typer.Option(help="Of the weights, the order of the images and their augmentation; may be repeated.")
-    ] = [0],  # noqa: B006
+        list[int] | None,
+        typer.Option(help="Of weights, order of the images and augmentation; may be repeated.", show_default="0"),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Train fewer or more epochs: a run of another name.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
     minutes: Annotated[
         float | None, typer.Option(help="Stop cleanly after this time; the same command resumes.")
     ] = None,
-    together: Annotated[bool, typer.Option("--together", help="All at once, to fill a GPU.")] = False,
+    together: Annotated[int, typer.Option(help="How many runs at once; more than one only pays on a GPU.")] = 1,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="All that the registry asks for and has no record, or NAME... of it.")
+    ] = False,
 ):
-    """Train runs one after the other and record them; what was begun is resumed, what is recorded is kept."""
-    import time
-
+    """Train runs and record them, the most important first; what was begun is resumed, what is recorded is kept."""
     from vggres.engine import pick_device
-    from vggres.training import steps, train_together
 
-    for k in seed:
+    for k in seed or []:
         if not 0 <= k < 2**63:
             raise UserError(f"--seed must be from 0 to 2**63 - 1, not {k}")
     if minutes is not None and not minutes > 0:
         raise UserError(f"--minutes must be positive, not {minutes}")
-    runs = [find(name) if epochs is None else replace(find(name), epochs=epochs) for name in names]
+    if together < 1:
+        raise UserError(f"--together must be at least 1, not {together}")
+    if missing and epochs is not None:
+        raise UserError("--missing trains runs as they are registered: it does not go with --epochs")
+    if not (names or missing):
+        raise UserError("which run? `vggres list` names them all; --missing trains what has no record")
+    runs = [find(name) if epochs is None else replace(find(name), epochs=epochs) for name in names or []]
     pick_device(device)
-    jobs = list(dict.fromkeys((run, k) for k in seed for run in runs))
-    began, loaded = time.monotonic(), {}
-    for group in [jobs] if together else [[job] for job in jobs]:
-        left = None if minutes is None else minutes - (time.monotonic() - began) / 60
-        trainings, say = [], {}
-        for run, k in group:
-            if run.dataset not in loaded:
-                loaded[run.dataset] = datasets.load(run.dataset, root)
-            say[run, k] = partial(_say, f"{run.name}, seed {k}")
-            trainings.append(steps(run, k, loaded[run.dataset], results, device, left, say[run, k]))
-        trained = dict(zip(group, train_together(trainings), strict=True))
-        for (run, k), record in trained.items():
-            result = record and record["result"]
-            if record is None:
-                say[run, k]("the time is up; the same command goes on from the last whole epoch")
-            elif result["test_acc"] is not None:
-                typer.echo(
-                    f"{run.name}, seed {k}: validation {100 * result['val_acc']:.2f} % after epoch {result['epochs']}, "
-                    f"test {100 * result['test_acc']:.2f} % (epoch {result['best_epoch']})"
-                )
-        if None in trained.values():
-            raise typer.Exit(3)
+    if missing:
+        recorded = {folder.parts[-2:] for folder in records.folders(results)}
+        jobs = [(run, k) for run, k in QUEUE if (not names or run in runs) and k in (seed or [k])]
+        jobs = [(run, k) for run, k in jobs if (run.name, f"seed{k}") not in recorded]
+    else:
+        jobs = list(dict.fromkeys((run, k) for k in seed or [0] for run in runs))
+    if left := _train(jobs, root, results, device, minutes, together):
+        typer.echo(f"the time is up; the same command goes on. {left}", err=True)
+        raise typer.Exit(3)
+
+
+def _train(jobs, root, results, device, minutes, together) -> str | None:
+    """Train (run, seed) pairs and tell of each record. Returns what is left when the time is up, or None."""
+    from vggres.models import multiply_adds
+    from vggres.training import epochs_done, steps, train_together
+
+    began, loaded, worked = time.monotonic(), {}, 0
+    cost = {run.model: multiply_adds(run.model) for run, _ in jobs}
+    left = dict.fromkeys(jobs)
+
+    def seconds_left() -> float:
+        return math.inf if minutes is None else 60 * minutes - (time.monotonic() - began)
+
+    def training(run: Run, k: int):
+        nonlocal worked
+        if run.dataset not in loaded:
+            loaded[run.dataset] = datasets.load(run.dataset, root)
+        say = partial(_say, f"{run.name}, seed {k}")
+        inner = steps(run, k, loaded[run.dataset], results, device, seconds_left() / 60, say)
+        try:
+            while True:
+                images = next(inner)
+                worked += images * cost[run.model]
+                yield images
+        except StopIteration as end:
+            return end.value
+        finally:
+            inner.close()
+
+    # Once the time is up no further run is begun.
+    queue = (training(*job) for job in jobs if seconds_left() > 0)
+    for i, record in train_together(queue, together):
+        run, k = jobs[i]
+        if record is None:
+            continue
+        del left[run, k]
+        result = record["result"]
+        if result["test_acc"] is not None:
+            typer.echo(
+                f"{run.name}, seed {k}: validation {100 * result['val_acc']:.2f} % after epoch {result['epochs']}, "
+                f"test {100 * result['test_acc']:.2f} % (epoch {result['best_epoch']})"
+            )
+    if not left:
+        return None
+    epochs = {(run, k): run.epochs - epochs_done(results, run, k) for run, k in left}
+    text = f"Left: {len(left)} of {len(jobs)} runs, {sum(epochs.values())} epochs"
+    if worked:
+        work = sum(n * TRAINING_IMAGES * cost[run.model] for (run, _), n in epochs.items())
+        text += f", about {work / worked * (time.monotonic() - began) / 3600:.1f} hours at this pace"
+    return text
 
 
 def _say(job: str, line: str) -> None:
     typer.echo(f"{job}: {line}", err=True)
+
+
+@app.command()
+def evaluate(
+    name: Annotated[str, typer.Argument(help="A run whose weights are kept.", metavar="NAME")],
+    root: DataRoot,
+    results: Results,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+):
+    """Test a run's kept weights (of seed 0, the best on the validation set) beside what its record says."""
+    from vggres.data import Images
+    from vggres.engine import Engine, pick_device
+    from vggres.weights import load
+
+    net, record = load(name, results), records.read(records.folder_of(results, name, 0))
+    run = find(name)
+    engine = Engine(net, run.lr, run.weight_decay, pick_device(device))
+    _, accuracy = engine.evaluate(Images(*datasets.load(run.dataset, root).test, engine.device))
+    typer.echo(
+        f"{name}: test {100 * accuracy:.2f} % here ({engine.precision}), "
+        f"{100 * record['result']['test_acc']:.2f} % in the record ({record['device']['precision']})"
+    )
 
 
 @app.command()

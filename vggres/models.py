@@ -166,3 +166,13 @@ def layers(net: nn.Module) -> list[tuple[str, nn.Module]]:
 def count_parameters(net: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def multiply_adds(name: str) -> int:
+    """Of one image's forward pass through a network of `MODELS`, in its convolutions and its linear layer."""
+    net, counts = build(name, seed=0).eval(), []
+    for _, layer in layers(net):
+        layer.register_forward_hook(lambda m, inputs, z: counts.append(m.weight.numel() * z[0, 0].numel()))
+    with torch.no_grad():
+        net(torch.zeros(1, 3, 32, 32))
+    return sum(counts)

@@ -242,6 +242,10 @@ def _check(folder: Path):
             yield f"{name} is missing"
         elif _sha256((folder / name).read_bytes()) != digest:
             yield f"{name} was changed after it was written"
+    if kept := record.get("weights"):
+        weights = folder.parents[2] / kept["file"]
+        if not weights.is_file() or _sha256(weights.read_bytes()) != kept["sha256"]:
+            yield f"{kept['file']} is missing or was changed after it was written"
     run = Run.from_dict(record["run"])
     if run.name != record["run"]["name"] or folder.parent.name != run.name or folder.name != f"seed{record['seed']}":
         yield f"lies in the wrong place: it is {run.name}, seed {record['seed']}"

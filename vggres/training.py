@@ -6,10 +6,11 @@ import math
 import os
 import platform
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from vggres.files import write_atomically
 from vggres.gradients import flow_on, gradient_flow
 from vggres.models import build, count_parameters, layers
 from vggres.runs import Run
+from vggres.weights import keep
 
 
 @dataclass
@@ -60,34 +62,35 @@ class State:
 
 def train(*args, **options) -> dict | None:
     """Train a run and write its record: `train_together` of one. Arguments, result and errors are those of `steps`."""
-    return train_together([steps(*args, **options)])[0]
+    ((_, record),) = train_together([steps(*args, **options)])
+    return record
 
 
-def train_together(trainings: list[Generator]) -> list[dict | None]:
-    """Train several runs by turns, a step each, and write their records, which are the same as if each had trained
-    alone. On a GPU their work overlaps: one such net cannot fill it.
+def train_together(trainings: Iterable[Generator], at_once: int | None = None) -> Iterator[tuple[int, dict | None]]:
+    """Train several runs by turns, a step each. Each record is the same as if its run had been trained alone; on a GPU
+    their work overlaps, since one such net cannot fill it.
 
     Args:
-        trainings: of different runs or seeds, each from `steps`.
+        trainings: of different runs or seeds, each from `steps`; the next is taken when one has ended.
+        at_once: how many; all of them if None.
 
-    Returns: their records, in order; None where the time was up first.
+    Yields: (position among the trainings, record) as each ends; None for a record where the time was up first.
 
     Raises:
         UserError: the first that a training raises; the others stop and can be resumed.
     """
-    done, left = {}, dict(enumerate(trainings))
+    waiting, running = enumerate(trainings), {}
     try:
-        while left:
-            for i, training in list(left.items()):
+        while running := running | dict(islice(waiting, None if at_once is None else at_once - len(running))):
+            for i, training in list(running.items()):
                 try:
                     next(training)
                 except StopIteration as end:
-                    done[i] = end.value
-                    del left[i]
+                    del running[i]
+                    yield i, end.value
     finally:
-        for training in trainings:
+        for training in running.values():
             training.close()
-    return [done[i] for i in range(len(trainings))]
 
 
 def steps(
@@ -98,8 +101,9 @@ def steps(
     device: str = "auto",
     minutes: float | None = None,
     say=lambda line: None,
-) -> Generator[None, None, dict | None]:
-    """The training of a run, to be advanced by `train_together`: it pauses after each step.
+) -> Generator[int, None, dict | None]:
+    """The training of a run, to be advanced by `train_together`: it pauses after each step, and yields the number of
+    images that it has trained on since the last pause.
 
     What was begun is resumed, what is recorded is not trained again. A run that is killed anywhere and started
     again ends with the same history, gradients and weights, bit for bit on the same machine: checkpoints are
@@ -150,15 +154,17 @@ def steps(
                     lr = run.lr_at(epoch * an_epoch + i, an_epoch)
                     engine.step(train_set, batch, lr)
                     bar.update(len(batch.index))
-                    yield  # to the runs trained beside this one
+                    yield len(batch.index)  # the turn of the runs trained beside this one
                 while not engine.ready():
-                    yield
+                    yield 0
                 trained, validated = engine.metrics(), engine.evaluate(val_set)
                 state.add((epoch + 1, *trained, *validated, lr, time.monotonic() - began), engine.net)
                 save(folder, run, seed, engine, state)
                 bar.set_postfix_str(f"epoch {epoch + 1}, loss {trained[0]:.3f}, val {100 * validated[1]:.1f} %")
 
         record = measure(run, seed, data, engine, state, test_set)
+        if state.best is not None:
+            record |= keep(results, run.name, seed, state.best)
         records.write(folder, record, state.history, state.gradients)
         for path in checkpoints(folder):
             path.unlink(missing_ok=True)
@@ -271,33 +277,46 @@ def save(folder: Path, run: Run, seed: int, engine: Engine, state: State) -> Non
     os.replace(following, newest)
 
 
+def newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict | None, list[Path]]:
+    """The newest whole checkpoint in a folder (None if there is none), and those newer ones that are damaged."""
+    damaged = []
+    for path in (path for path in checkpoints(folder) if path.exists()):
+        digest, content = path.read_bytes()[:32], path.read_bytes()[32:]
+        if hashlib.sha256(content).digest() == digest:
+            return torch.load(io.BytesIO(content), map_location=device, weights_only=True) | {"path": path}, damaged
+        damaged.append(path)
+    return None, damaged
+
+
 def resume(folder: Path, run: Run, seed: int, engine: Engine, say) -> State | None:
     """Put the engine where the newest whole checkpoint left it; None if there is none to resume.
 
     Raises:
         UserError: the checkpoint is of other settings, or all checkpoints are damaged.
     """
-    damaged = []
-    for path in (path for path in checkpoints(folder) if path.exists()):
-        digest, content = path.read_bytes()[:32], path.read_bytes()[32:]
-        if hashlib.sha256(content).digest() != digest:
-            damaged.append(path.name)
-            continue
-        saved = torch.load(io.BytesIO(content), map_location=engine.device, weights_only=True)
-        if Run.from_dict(saved["run"]) != run or saved["seed"] != seed:
-            raise UserError(
-                f"{path} is of other settings ({saved['run']}, seed {saved['seed']}); "
-                "delete it to begin anew, or choose another --results"
-            )
-        engine.net.load_state_dict(saved["net"])
-        engine.optimizer.load_state_dict(saved["optimizer"])
-        state = State(**saved["state"])
-        state.resumes += 1
-        if damaged:  # or the next `save` would put the damaged one in the place of the whole one
-            os.replace(path, folder / damaged[0])
-        passed_over = f" ({folder / damaged[0]} is damaged; the one before it is used)" if damaged else ""
-        say(f"resumes after epoch {state.epoch} of {run.epochs}{passed_over}")
-        return state
-    if damaged:
-        raise UserError(f"{folder}: no checkpoint is whole ({', '.join(damaged)}); delete them to begin anew")
-    return None
+    saved, damaged = newest(folder, engine.device)
+    if saved is None:
+        if damaged:
+            names = ", ".join(path.name for path in damaged)
+            raise UserError(f"{folder}: no checkpoint is whole ({names}); delete them to begin anew")
+        return None
+    if Run.from_dict(saved["run"]) != run or saved["seed"] != seed:
+        raise UserError(
+            f"{saved['path']} is of other settings ({saved['run']}, seed {saved['seed']}); "
+            "delete it to begin anew, or choose another --results"
+        )
+    engine.net.load_state_dict(saved["net"])
+    engine.optimizer.load_state_dict(saved["optimizer"])
+    state = State(**saved["state"])
+    state.resumes += 1
+    if damaged:  # or the next `save` would put the damaged one in the place of the whole one
+        os.replace(saved["path"], damaged[0])
+    passed_over = f" ({damaged[0]} is damaged; the one before it is used)" if damaged else ""
+    say(f"resumes after epoch {state.epoch} of {run.epochs}{passed_over}")
+    return state
+
+
+def epochs_done(results: Path | str, run: Run, seed: int) -> int:
+    """How many epochs of a run are in its newest checkpoint; 0 where there is none."""
+    saved, _ = newest(records.folder_of(results, run.name, seed))
+    return len(saved["state"]["history"]) if saved else 0
