@@ -158,13 +158,13 @@ def test_on_cuda_a_resumed_run_and_runs_together_are_the_same_bit_for_bit(tmp_pa
         return [records.read(folder)["files"]["gradients.csv"] for folder in folders]
 
     for alone in trainings("alone"):
-        training.train_together([alone])
+        list(training.train_together([alone]))
     for cut in trainings("resumed"):
         for _ in range(9):  # six steps an epoch
             next(cut)
         cut.close()
-    training.train_together(trainings("resumed"))
-    training.train_together(trainings("together"))
+    list(training.train_together(trainings("resumed"), at_once=1))
+    list(training.train_together(trainings("together")))
     assert digests("resumed") == digests("alone") == digests("together")
 
 

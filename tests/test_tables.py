@@ -1,7 +1,9 @@
 """Reported against measured, and the README's generated part."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
@@ -83,3 +85,48 @@ def test_the_readme_is_current():
 def test_a_readme_without_markers_is_refused():
     with pytest.raises(ValueError, match="table 1 begins"):
         tables.update_readme("# Another file")
+
+
+@pytest.mark.parametrize(
+    ("values", "told", "decimals", "expected"),
+    [
+        ([], 0.5, 4, "not measured"),
+        ([0.5], 0.5, 4, "single run"),
+        ([0.49, 0.51], 0.5, 4, "two runs"),
+        ([0.49, 0.50, 0.51], 0.5, 4, "reproduced"),
+        ([0.49, 0.50, 0.51], 0.549, 4, "reproduced"),  # 4.303 * 0.01 * sqrt(4 / 3) = 0.0497
+        ([0.49, 0.50, 0.51], 0.551, 4, "outside"),
+        ([0.49, 0.50, 0.51], 0.6, 0, "reproduced"),  # printed as "1": anything from 0.5 to 1.5
+        ([0.5, 0.5, 0.5], 0.5001, 4, "outside"),
+        ([0.5, 0.5, 0.5], 0.50005, 4, "reproduced"),
+    ],
+)
+def test_the_verdict_is_one_rule(values, told, decimals, expected):
+    assert tables.verdict(told, decimals, pd.Series(values, dtype=float)) == expected
+
+
+def test_the_sampling_error_of_the_evaluation_widens_the_interval():
+    same = pd.Series([0.5, 0.5, 0.5])
+    assert tables.prediction(same) == 0
+    assert tables.prediction(same, images=2500) == pytest.approx(1.96 * 0.5 / 50, rel=1e-3)
+
+
+def test_a_new_run_falls_into_the_prediction_interval_19_times_of_20():
+    draws = np.random.default_rng(0).normal(0.5, 0.01, (2000, 4))
+    inside = [abs(row[3] - row[:3].mean()) <= tables.prediction(pd.Series(row[:3])) for row in draws]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
+
+
+def test_every_number_of_reports_a_and_b_has_a_verdict():
+    table = tables.verdicts()
+    assert len(table) == 124 and set(table.report) == {"A", "B"}
+    assert table.verdict.isin(["reproduced", "outside", "single run", "two runs", "not measured"]).all()
+    counts = table[table.metric == "params"]
+    assert (counts.verdict == "reproduced").all() and len(counts) == 15
+    assert (table.measured.isna() == (table.verdict == "not measured")).all()
+
+
+def test_verdicts_without_any_record_are_not_measured(tmp_path):
+    shutil.copy(records.default_root() / "reported.csv", tmp_path)
+    table = tables.verdicts(tmp_path)
+    assert (table[table.metric != "params"].verdict == "not measured").all()

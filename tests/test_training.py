@@ -364,32 +364,35 @@ def test_a_later_commit_that_went_on_with_the_run_is_recorded(tmp_path, syntheti
     assert git["later"] == [{"commit": "1" * 40, "dirty": False}]
 
 
-def test_runs_trained_together_are_the_same_as_alone(tmp_path, synthetic, whole):
+@pytest.mark.parametrize("at_once", [None, 2])
+def test_runs_trained_together_are_the_same_as_alone(tmp_path, synthetic, whole, at_once):
     others = [(SMALL, 1), (Run("vgg38-bn-rc").tiny(limit=100, epochs=1, batch=50), 0)]
     jobs = [(SMALL, 0), *others]
-    together = training.train_together(
-        [training.steps(run, seed, synthetic, tmp_path / "together", "cpu") for run, seed in jobs]
-    )
+    trainings = (training.steps(run, seed, synthetic, tmp_path / "together", "cpu") for run, seed in jobs)
+    together = dict(training.train_together(trainings, at_once))
     assert contents(tmp_path / "together", SMALL) == whole
-    for (run, seed), record in zip(others, together[1:], strict=True):
+    assert list(together) == ([2, 0, 1] if at_once is None else [0, 1, 2])  # as they end
+    for i, (run, seed) in enumerate(others, start=1):
         alone = training.train(run, seed, synthetic, tmp_path / "alone", "cpu")
-        assert record["files"]["gradients.csv"] == alone["files"]["gradients.csv"]
-        assert record["result"] == alone["result"]
+        assert together[i]["files"]["gradients.csv"] == alone["files"]["gradients.csv"]
+        assert together[i]["result"] == alone["result"]
+
+
+def both_seeds(results, synthetic, **options):
+    return training.train_together(training.steps(SMALL, k, synthetic, results, "cpu", **options) for k in (0, 1))
 
 
 def test_one_that_fails_stops_the_others_and_they_resume(tmp_path, synthetic, whole):
     folder = records.folder_of(tmp_path, SMALL.name, 1)
     folder.mkdir(parents=True)
     with FileLock(folder / "train.lock"), pytest.raises(UserError, match="another process"):
-        training.train_together([training.steps(SMALL, seed, synthetic, tmp_path, "cpu") for seed in (0, 1)])
-    both = training.train_together([training.steps(SMALL, seed, synthetic, tmp_path, "cpu") for seed in (0, 1)])
-    assert [record["seed"] for record in both] == [0, 1]
+        list(both_seeds(tmp_path, synthetic))
+    assert [record["seed"] for _, record in both_seeds(tmp_path, synthetic)] == [0, 1]
     assert contents(tmp_path, SMALL) == whole
 
 
 def test_together_the_time_is_up_for_each(tmp_path, synthetic):
-    trainings = [training.steps(SMALL, seed, synthetic, tmp_path, "cpu", minutes=0) for seed in (0, 1)]
-    assert training.train_together(trainings) == [None, None]
+    assert list(both_seeds(tmp_path, synthetic, minutes=0)) == [(0, None), (1, None)]
 
 
 def test_progress_is_silent_where_there_is_no_terminal(tmp_path, synthetic, capfd):

@@ -168,7 +168,7 @@ def _train(jobs, root, results, device, minutes, together) -> str | None:
         if run.dataset not in loaded:
             loaded[run.dataset] = datasets.load(run.dataset, root)
         say = partial(_say, f"{run.name}, seed {k}")
-        inner = steps(run, k, loaded[run.dataset], results, device, seconds_left() / 60, say)
+        inner = steps(run, k, loaded[run.dataset], results, device, seconds_left() / 60, say, min(together, len(jobs)))
         try:
             while True:
                 images = next(inner)

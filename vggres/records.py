@@ -172,7 +172,7 @@ def load_runs(results: Path | str | None = None) -> pd.DataFrame:
     """All records as a tidy table: one row a run and seed, with the result, the device and the provenance.
 
     Columns: run, seed, status, every field of the record's `result`, params, device, device_type, precision, torch,
-    commit, digest, wall_s.
+    commit, digest, wall_s (divided by the number of runs that shared the device).
     """
     rows = []
     for folder in folders(results or default_root()):
@@ -190,7 +190,7 @@ def load_runs(results: Path | str | None = None) -> pd.DataFrame:
                 "torch": r["env"]["torch"],
                 "commit": r["git"]["commit"],
                 "digest": r["data"]["digest_train"],
-                "wall_s": r["time"]["wall_s"],
+                "wall_s": r["time"]["wall_s"] / r["time"].get("together", 1),
             }
         )
     empty = [

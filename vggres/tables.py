@@ -10,6 +10,8 @@ from vggres import records
 from vggres.models import build, count_parameters
 from vggres.runs import TABLE_1, Run, find
 
+# Images that an accuracy is the mean of.
+IMAGES = {"train_acc": 47_500, "val_acc": 2_500, "test_acc": 10_000}
 METRICS = ("train_loss", "train_acc", "val_loss", "val_acc")
 
 
@@ -71,6 +73,58 @@ def table_1(results: Path | str | None = None, names: list[str] = TABLE_1) -> pd
                 }
             )
     return pd.DataFrame(rows).astype({"reported": float, "measured": float, "interval": float})
+
+
+def prediction(values: pd.Series, images: int | None = None, level: float = 0.95) -> float | None:
+    """Half width of the interval in which one new run is expected, given the runs measured; None below three.
+
+    `sqrt((t s sqrt(1 + 1/n))^2 + z^2 p (1 - p) / images)`: Student's t with n - 1 degrees of freedom for a new seed,
+    and for an accuracy p the sampling error of evaluating on other images. (That of a loss is not known from a
+    record; its interval is the first term alone.)
+    """
+    n = len(values)
+    if n < 3:
+        return None
+    tail, mean = (1 + level) / 2, values.mean()
+    sampling = stats.norm.ppf(tail) ** 2 * mean * (1 - mean) / images if images else 0.0
+    return float(((stats.t.ppf(tail, n - 1) * values.std()) ** 2 * (1 + 1 / n) + sampling) ** 0.5)
+
+
+def verdict(told: float, decimals: float, values: pd.Series, images: int | None = None) -> str:
+    """One rule for all numbers: "reproduced" when the reported value, anywhere within its printed precision, lies in
+    the `prediction` interval, else "outside". With fewer than three runs "single run" or "two runs": no verdict; with
+    none "not measured"."""
+    if not len(values):
+        return "not measured"
+    half = prediction(values, images)
+    if half is None:
+        return {1: "single run", 2: "two runs"}[len(values)]
+    return "reproduced" if abs(told - values.mean()) <= half + 0.5 * 10.0**-decimals + 1e-12 else "outside"
+
+
+def verdicts(results: Path | str | None = None) -> pd.DataFrame:
+    """Every number of reports A and B against what was measured.
+
+    Columns: those of `reported`, then measured (mean over seeds), n, difference (reported - measured), verdict. The
+    number of parameters and the like needs no training: its n is 0 and it is reproduced if it is right as printed.
+    """
+    runs, told = records.load_runs(results), reported(results)
+    told = told[told.report.isin(["A", "B"])].reset_index(drop=True)
+    rows = []
+    for row in told.itertuples():
+        if row.metric == "params":
+            values = pd.Series([count_parameters(build(find(row.run).model))])
+            right = abs(row.value - values[0]) <= 0.5 * 10.0**-row.decimals
+            rows.append((values[0], 0, "reproduced" if right else "outside"))
+            continue
+        if row.metric == "max_mean_abs_grad":
+            flow = records.load_series(row.run, "gradients.csv", results)
+            values = flow[flow.epoch > 0].drop(columns="epoch").groupby("seed").max().max(axis=1)
+        else:
+            values = runs[runs.run == row.run].get(row.metric, pd.Series(dtype=float)).dropna()
+        rows.append((values.mean(), len(values), verdict(row.value, row.decimals, values, IMAGES.get(row.metric))))
+    told[["measured", "n", "verdict"]] = pd.DataFrame(rows)
+    return told.assign(difference=told.value - told.measured)
 
 
 def format_cells(row) -> tuple[str, str, str]:

@@ -101,6 +101,7 @@ def steps(
     device: str = "auto",
     minutes: float | None = None,
     say=lambda line: None,
+    together: int = 1,
 ) -> Generator[int, None, dict | None]:
     """The training of a run, to be advanced by `train_together`: it pauses after each step, and yields the number of
     images that it has trained on since the last pause.
@@ -116,6 +117,7 @@ def steps(
         device: "auto", "cpu", "cuda", ...
         minutes: stop cleanly after this time; the same call goes on later.
         say: is called with a line for the user, such as "resumes after epoch 12".
+        together: how many runs share the device; for the record, since they share its time.
 
     Returns: the record, or None when the time was up first.
 
@@ -163,6 +165,7 @@ def steps(
                 bar.set_postfix_str(f"epoch {epoch + 1}, loss {trained[0]:.3f}, val {100 * validated[1]:.1f} %")
 
         record = measure(run, seed, data, engine, state, test_set)
+        record["time"]["together"] = together
         if state.best is not None:
             record |= keep(results, run.name, seed, state.best)
         records.write(folder, record, state.history, state.gradients)
