@@ -303,8 +303,8 @@ for row in bench["models"]:
     assert bench["precision"] == "bf16" or 1 / naive["of_ceiling"] < 4  # the most that any loop could win
 
 # %% [markdown]
-# This processor has no 16-bit arithmetic, and the gain is small: the naive loop is already at a third to a half of what
-# the machine can do at all, so no loop could be four times as fast. The time is in the convolutions, and there in the
+# This processor has no 16-bit arithmetic, and the gain is small: the naive loop is already at about half of what the
+# machine can do at all, so no loop could be four times as fast. The time is in the convolutions, and there in the
 # gradient of the weights, for which the library has no fast kernel on this processor. What can be won without better
 # kernels is won: no worker processes beside the training, less memory traffic, memory that is kept instead of asked for
 # anew in every step. `benchmarks/NOTES.md` tells what was tried, and what each change gave.

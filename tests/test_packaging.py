@@ -1,5 +1,6 @@
 """One set of dependencies, written three times for three tools, and one test command."""
 
+import json
 import os
 import tomllib
 from pathlib import Path
@@ -59,3 +60,12 @@ def test_ci_run_calls_make_test():
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
     assert "make test" in script.read_text().splitlines()
+
+
+def test_the_readmes_speeds_are_the_benchmarks():
+    bench = json.loads((ROOT / "benchmarks" / "cpu.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    for row in bench["models"]:
+        ours = row["ways"]["vggres"]
+        assert f"| {ours['ratio']:.1f} times | {100 * ours['of_ceiling']:.0f} % |" in readme
+    assert f"| {bench['device']['name']}, {bench['precision']} |" in readme
