@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,8 @@ import typer
 
 from benchmarks import ceiling, naive
 from vggres import data, records
-from vggres.engine import Engine, pick_device
+from vggres.engine import Engine, pick_device, pick_precision
+from vggres.errors import UserError
 from vggres.files import write_atomically
 from vggres.models import build
 from vggres.training import device_name
@@ -39,6 +41,12 @@ def by_engine(nets, images, device):
             engine.step(images, next(plan), LR)
 
     return step
+
+
+def as_by_default(epochs):
+    """The next step of the naive loop, under torch's own settings; the engine changes them for the whole process."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True):
+        return next(epochs)
 
 
 def measure(ways, device, rounds: int, turn: float) -> dict[str, list[float]]:
@@ -79,6 +87,8 @@ def profile(model: str, images, device) -> dict[str, float]:
         ceiling.wait(device)
     times = dict.fromkeys([*KINDS, "all else"], 0.0)
     for event in seen.key_averages():
+        if event.device_type != torch.autograd.DeviceType.CPU:
+            continue  # a kernel, which its operator has counted already
         kind = next((kind for kind, parts in KINDS.items() if any(p in event.key for p in parts)), "all else")
         times[kind] += event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
     return {kind: round(t / sum(times.values()), 3) for kind, t in times.items()}
@@ -96,24 +106,25 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 5,
     turn: Annotated[float, typer.Option(help="Seconds of a turn.")] = 4.0,
     together: Annotated[int, typer.Option(help="Runs at once; 0 for none, as on a CPU.")] = 7,
+    compiled: Annotated[bool, typer.Option(help="Try torch.compile inside the capture; costs minutes.")] = False,
     out: Annotated[Path, typer.Option(help="Where the measurement is written to.")] = Path("build/benchmarks.json"),
 ):
     """Train a few steps in the naive way and with this engine, by turns; print both, their ratio, and the ceiling."""
-    on = pick_device(device)
+    on, commit = pick_device(device), records.provenance()
     source = data.load("cifar100" if data.available() else "synthetic")
     images, rows = data.Images(*source.train, on), []
-    precision = Engine(build(models[0]), LR, 0.0, on).precision
+    precision = pick_precision(on)
     product, copied = ceiling.matrix_product(on, precision), ceiling.copy(on)
     typer.echo(f"{device_name(on)}, {precision}: product {product / 1e9:,.0f} GFLOP/s, copy {copied / 1e9:,.0f} GB/s")
     typer.echo(f"{'network':14} {'way':18} {'images/s':>10} {'ratio':>7} {'of ceiling':>11}")
     for model in models:
         epochs = naive.train(build(model, seed=0), *source.train, BATCH, LR, on)
-        ways = {"naive": lambda epochs=epochs: next(epochs), "vggres": by_engine([build(model, seed=0)], images, on)}
-        if on.type == "cuda":
+        ways = {"naive": partial(as_by_default, epochs), "vggres": by_engine([build(model, seed=0)], images, on)}
+        if on.type == "cuda" and compiled:
             ways["vggres, compiled"] = by_engine([torch.compile(build(model, seed=0).to(on))], images, on)
-            if together:
-                nets = [build(model, seed=k) for k in range(together)]
-                ways[f"vggres, {together} together"] = by_engine(nets, images, on)
+        if on.type == "cuda" and together:
+            nets = [build(model, seed=k) for k in range(together)]
+            ways[f"vggres, {together} together"] = by_engine(nets, images, on)
         rates = measure(ways, on, rounds, turn)
         floor = ceiling.floor(model, precision, BATCH, product, copied)
         operations, moved = ceiling.needs(model, precision, BATCH)
@@ -147,7 +158,7 @@ def main(
         "batch": BATCH,
         "rounds": rounds,
         "env": records.environment(),
-        "commit": records.provenance()["commit"],
+        "git": commit,
         "models": rows,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -156,4 +167,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except UserError as e:
+        sys.exit(f"benchmarks: {e}")

@@ -48,7 +48,7 @@ def needs(model: str, precision: str, batch: int) -> tuple[float, float]:
 
     Counted are the convolutions and the linear layer: two operations a multiply-add, forward, for the gradient of
     the input and for that of the weight; each tensor that one of these three reads or writes moves once, as if all
-    between two layers were fused into them. The first layer needs no gradient of its input. To this comes Adam:
+    between two layers were fused into them. The first layer needs no gradient of its input. Adam adds
     four float32 numbers read and three written for each parameter, once a batch.
     """
     net, found = build(model, seed=0).eval(), []

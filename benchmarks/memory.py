@@ -1,4 +1,7 @@
-"""Peak memory of a whole small training, in a process of its own: `python -m benchmarks.memory MODEL DEVICE`."""
+"""Peak memory of a small training (on CUDA: reserved on the device), in a process of its own.
+
+`python -m benchmarks.memory MODEL DEVICE`
+"""
 
 import os
 import resource
@@ -18,7 +21,7 @@ def main(model: str, device: str) -> None:
     with tempfile.TemporaryDirectory() as results:
         training.train(Run(model, epochs=1, limit=1000), 0, loaded, results, device)
     if device.startswith("cuda"):
-        print(torch.cuda.max_memory_allocated())
+        print(torch.cuda.max_memory_reserved(device))
     else:
         print(high_water_mark())
 

@@ -181,7 +181,7 @@ assert 0.5 < rounded["bfloat16"].iloc[0] / rounded["float32"].iloc[0] < 2
 
 # %% [markdown]
 # bfloat16 tells the size of every gradient rightly. float16 says 0 for nearly all of them. Scaling the loss brings back
-# the third stage and leaves the first two at 0. A study of vanishing gradients in float16 would study float16.
+# the third stage and little before it. A study of vanishing gradients in float16 would study float16.
 #
 # So the engine uses bfloat16 where the device computes in it, else float32, and only for the arithmetic inside the net
 # (`torch.autocast`). Whatever is *added up* stays in float32: weights, their gradients, Adam's averages, the running
@@ -278,8 +278,9 @@ if device.type == "cpu":
 #
 # The benchmark (`make bench`) writes the training loop as the reports did: torchvision transforms on PIL images, a
 # `DataLoader` with two workers, float32, channels first, the loss read after each batch. It lets both loops take turns
-# in one process and prints their ratio. It also measures the *ceiling* of the machine, its best matrix product and its
-# fastest copy, and divides by what was counted above. Replayed from `benchmarks/cpu.json`:
+# in one process and prints their ratio, the median of several rounds. It also measures the *ceiling* of the machine,
+# its best matrix product and its fastest copy, and says how near to it each loop comes. Replayed from
+# `benchmarks/cpu.json`:
 
 # %%
 bench = json.loads((records.default_root().parent / "benchmarks" / "cpu.json").read_text())
@@ -304,10 +305,11 @@ for row in bench["models"]:
 
 # %% [markdown]
 # This processor has no 16-bit arithmetic, and the gain is small: the naive loop is already at about half of what the
-# machine can do at all, so no loop could be four times as fast. The time is in the convolutions, and there in the
-# gradient of the weights, for which the library has no fast kernel on this processor. What can be won without better
-# kernels is won: no worker processes beside the training, less memory traffic, memory that is kept instead of asked for
-# anew in every step. `benchmarks/NOTES.md` tells what was tried, and what each change gave.
+# machine can do at all, so no loop could be four times as fast. (Most records in chapter 04 come from another
+# processor, which computes in bfloat16.) Most of the time is in the convolutions, where the gradient of the weights is
+# the slowest part: the library has no fast kernel for it on this processor. What is won comes from having no worker
+# processes beside the training, from less memory traffic, and from memory that is kept instead of asked for anew in
+# every step. `benchmarks/NOTES.md` tells what was tried, and what each change gave.
 #
 # ## Stop, and go on
 #
@@ -391,8 +393,8 @@ pd.concat(both, axis=1)
 scratch.cleanup()
 
 # %% [markdown]
-# Every digit of history, gradients and result is the same; only the count of resumes tells. A test does this harder: it
-# kills the process with SIGKILL and compares the weights bit for bit.
+# Every digit of history, gradients and result is the same; only the times and the count of resumes tell. A test does
+# this harder: it kills the process with SIGKILL and compares the weights bit for bit.
 #
 # ## Train any run by its name
 #
@@ -413,7 +415,7 @@ print("reported in", ", ".join(run.exhibits))
 # vggres train vgg38-bn-rc-lr1e-2 --device cuda         # one run, seed 0
 # vggres train vgg08 vgg38 --seed 1 --minutes 30        # two runs; stop after half an hour, with exit status 3
 # vggres train vgg38-bn-rc --seed 0 --seed 1 --seed 2 --together 3   # three seeds side by side, to fill a GPU
-# vggres train --missing --minutes 60 --together 8      # what the registry asks for, the most important first
+# vggres train --missing --together 8 --minutes 60      # what has no record, the most important first
 # vggres verify                                         # re-hash every record
 # ```
 #
@@ -437,13 +439,13 @@ print("reported in", ", ".join(run.exhibits))
 #
 # Two lines matter most. A GPU works through a queue that the CPU fills. To print the loss of every step, the CPU would
 # have to wait until the queue is empty, and the GPU then until it is filled again; so the sums stay on the device until
-# the epoch is over. And a step of VGG38 is some hundred small operations, each of which the CPU has to launch.
+# the epoch is over. And a step of VGG38 is several hundred small operations, each of which the CPU has to launch.
 # A *CUDA graph* records them once, from the crop to Adam's update, and launches them all as one. What it reads must
 # then always lie in the same place: a step copies its part of the plan and its learning rate there.
 #
-# One such net cannot fill a large GPU. Several can: `--together 8` trains eight runs side by side in one process, each
-# with a graph and a queue of its own, a step each in turn. *Live*, on the CPU, where nothing is won but everything can
-# be checked: two seeds together, and each of them alone.
+# One such net is too small to fill a large GPU; several should come nearer: `--together 8` trains eight runs side by
+# side in one process, each with a graph and a queue of its own, a step each in turn. *Live*, on the CPU, where nothing
+# is won but everything can be checked: two seeds together, and each of them alone.
 
 # %%
 with tempfile.TemporaryDirectory() as place:
@@ -463,7 +465,7 @@ for seed in (0, 1):
 # - bfloat16 holds the gradients that this project studies; float16 would turn most of VGG38's into zeros.
 # - A step of VGG38 costs 0.84 GFLOP an image. On a CPU it is spent in the net, not in the data.
 # - On a CPU without 16-bit arithmetic the reports' loop leaves little to win; on a GPU the gain is not measured yet.
-# - Runs that are trained together have the same records as if they had been trained alone.
+# - Runs that are trained together give the same results and gradients as if they had been trained alone.
 # - A run that is cut off anywhere ends, once it is resumed, with the same history, gradients and result.
 #
 # The next chapter sets the numbers that this loop has measured beside those of report A.

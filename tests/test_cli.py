@@ -133,7 +133,7 @@ def test_when_the_time_is_up_no_run_is_begun_and_what_is_left_is_told(train, mon
     monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     done = train("vgg08", "vgg38", "vgg38-bn", "--seed", 0, "--seed", 1, "--minutes", 1, "--epochs", 9)
     assert (done.exit_code, seen) == (3, ["vgg08", "vgg38"])
-    assert "Left: 6 of 6 runs, 54 epochs" in done.stderr
+    assert "left: 6 of 6 runs, 54 epochs" in done.stderr
     # 18 epochs of VGG08 and 36 of the 8.7 times larger VGG38, at 80 s for one of each
     assert "about 0.8 hours at this pace" in done.stderr
 
@@ -158,7 +158,18 @@ def test_a_queue_that_is_cut_off_goes_on_where_it_was(train, results, monkeypatc
     assert done.exit_code == 0
     assert "seed 1: resumes after epoch 1 of 2" in done.stderr and "seed 0" not in done.output
     assert "2 of 2 measured" in vggres("list", "--results", results).stdout
-    assert train("--missing").output == ""
+    assert train("--missing").output == "nothing is missing\n"
+
+
+def test_the_queue_passes_over_what_another_process_trains(train, results, monkeypatch):
+    monkeypatch.setattr(cli, "QUEUE", [(ONE_EPOCH, 0), (ONE_EPOCH, 1)])
+    folder = records.folder_of(results, ONE_EPOCH.name, 0)
+    folder.mkdir(parents=True)
+    with FileLock(folder / "train.lock"):
+        done = train("--missing")
+        assert done.exit_code == 3 and "seed 0: passed over" in done.stderr and "left: 1 of 2 runs" in done.stderr
+        assert [f.name for f in records.folders(results)] == ["seed1"]
+        assert "passed over" not in train("--missing", "--seed", 1).stderr
 
 
 def test_kept_weights_give_the_records_test_accuracy(train, results, root, monkeypatch):
@@ -201,7 +212,7 @@ def test_verify_fails_when_one_digit_is_changed(train, results):
 def test_time_up_is_exit_status_3_and_the_same_command_resumes(train, results):
     done = train("vgg08", "--epochs", 1, "--minutes", 1e-9)
     assert done.exit_code == 3
-    assert "the time is up" in done.stderr and done.stdout == ""
+    assert "left: 1 of 1 runs, 1 epochs" in done.stderr and done.stdout == ""
     assert nothing_trained(results)
     assert train("vgg08", "--epochs", 1).exit_code == 0
 
@@ -226,7 +237,7 @@ def test_a_diverged_run_is_said_and_recorded(train, results, monkeypatch):
 
 def test_list_shows_every_run_and_what_is_measured(train, results):
     train("vgg08", "--epochs", 5)
-    lines = vggres("list", "--results", results).stdout.splitlines()
+    lines = vggres("list", "--results", results).stdout.splitlines()[1:]
     assert [line.split()[0] for line in lines] == list(RUNS)
     state = {line.split()[0]: line for line in lines}
     assert "1 of 1 measured" in state["vgg08-5ep"]

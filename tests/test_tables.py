@@ -108,7 +108,7 @@ def test_the_verdict_is_one_rule(values, told, decimals, expected):
 def test_the_sampling_error_of_the_evaluation_widens_the_interval():
     same = pd.Series([0.5, 0.5, 0.5])
     assert tables.prediction(same) == 0
-    assert tables.prediction(same, images=2500) == pytest.approx(1.96 * 0.5 / 50, rel=1e-3)
+    assert tables.prediction(same, other_images=2500) == pytest.approx(1.96 * 0.5 / 50 * 2**0.5, rel=1e-3)
 
 
 def test_a_new_run_falls_into_the_prediction_interval_19_times_of_20():

@@ -76,17 +76,18 @@ def list_(results: Results):
     from vggres.training import epochs_done
 
     measured = records.load_runs(results)
-    told = reported()
-    told = told[told.metric == "val_acc"].groupby("run").value.agg(lambda v: " ".join(f"{100 * x:.2f}" for x in v))
+    told = reported(results).query("metric == 'val_acc'")
+    told = (told.report + " " + (100 * told.value).map("{:.2f}".format)).groupby(told.run).agg(", ".join)
+    typer.echo(f"{'run':42} {'reported':>25} {'measured':>9}  seeds  (where it is reported)")
     for run in RUNS.values():
         mine = measured[measured.run == run.name]
         seeds = [seed for queued, seed in QUEUE if queued == run]
         begun = {k: done for k in seeds if k not in set(mine.seed) and (done := epochs_done(results, run, k))}
-        state = [f"{len(mine)} of {len(seeds)} measured" if len(mine) else "not measured"]
+        state = [f"{mine.seed.isin(seeds).sum()} of {len(seeds)} measured" if len(mine) else "not measured"]
         state += [f"seed {k} at epoch {done} of {run.epochs}" for k, done in begun.items()]
         mean = f"{100 * mine.val_acc.mean():.2f}" if len(mine) else "–"
         where = ", ".join(run.exhibits) or "–"
-        typer.echo(f"{run.name:42} {told.get(run.name, '–'):>18} {mean:>7}  {', '.join(state)}  ({where})")
+        typer.echo(f"{run.name:42} {told.get(run.name, '–'):>25} {mean:>9}  {', '.join(state)}  ({where})")
 
 
 @app.command()
@@ -112,7 +113,10 @@ def train(
     ] = None,
     seed: Annotated[
         list[int] | None,
-        typer.Option(help="Of weights, order of the images and augmentation; may be repeated.", show_default="0"),
+        typer.Option(
+            help="Of weights, order of the images and augmentation; may be repeated.",
+            show_default="0; with --missing all that are queued",
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Train fewer or more epochs: a run of another name.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
@@ -121,10 +125,10 @@ def train(
     ] = None,
     together: Annotated[int, typer.Option(help="How many runs at once; more than one only pays on a GPU.")] = 1,
     missing: Annotated[
-        bool, typer.Option("--missing", help="All that the registry asks for and has no record, or NAME... of it.")
+        bool, typer.Option("--missing", help="What has no record, the most important first; NAME... restricts it.")
     ] = False,
 ):
-    """Train runs and record them, the most important first; what was begun is resumed, what is recorded is kept."""
+    """Train runs and record them; what was begun is resumed, what is recorded is kept."""
     from vggres.engine import pick_device
 
     for k in seed or []:
@@ -138,7 +142,10 @@ def train(
         raise UserError("--missing trains runs as they are registered: it does not go with --epochs")
     if not (names or missing):
         raise UserError("which run? `vggres list` names them all; --missing trains what has no record")
-    runs = [find(name) if epochs is None else replace(find(name), epochs=epochs) for name in names or []]
+    runs = [find(name) for name in names or []]
+    if epochs is not None:
+        other = [replace(run, epochs=epochs, exhibits=()) for run in runs]
+        runs = [RUNS.get(run.name, run) for run in other]
     pick_device(device)
     if missing:
         recorded = {folder.parts[-2:] for folder in records.folders(results)}
@@ -146,15 +153,20 @@ def train(
         jobs = [(run, k) for run, k in jobs if (run.name, f"seed{k}") not in recorded]
     else:
         jobs = list(dict.fromkeys((run, k) for k in seed or [0] for run in runs))
-    if left := _train(jobs, root, results, device, minutes, together):
-        typer.echo(f"the time is up; the same command goes on. {left}", err=True)
+    if not jobs:
+        typer.echo("nothing is missing", err=True)
+    if left := _train(jobs, root, results, device, minutes, together, skip_claimed=missing):
+        typer.echo(f"{left}; the same command goes on from the last whole epoch of each", err=True)
         raise typer.Exit(3)
 
 
-def _train(jobs, root, results, device, minutes, together) -> str | None:
-    """Train (run, seed) pairs and tell of each record. Returns what is left when the time is up, or None."""
+def _train(jobs, root, results, device, minutes, together, skip_claimed) -> str | None:
+    """Train (run, seed) pairs and tell of each record. Returns what is left when the time is up, or None.
+
+    With `skip_claimed`, runs that another process is training are left to it.
+    """
     from vggres.models import multiply_adds
-    from vggres.training import epochs_done, steps, train_together
+    from vggres.training import Claimed, epochs_done, steps, train_together
 
     began, loaded, worked = time.monotonic(), {}, 0
     cost = {run.model: multiply_adds(run.model) for run, _ in jobs}
@@ -176,6 +188,10 @@ def _train(jobs, root, results, device, minutes, together) -> str | None:
                 yield images
         except StopIteration as end:
             return end.value
+        except Claimed as e:
+            if not skip_claimed:
+                raise
+            say(f"passed over: {e}")
         finally:
             inner.close()
 
@@ -195,7 +211,7 @@ def _train(jobs, root, results, device, minutes, together) -> str | None:
     if not left:
         return None
     epochs = {(run, k): run.epochs - epochs_done(results, run, k) for run, k in left}
-    text = f"Left: {len(left)} of {len(jobs)} runs, {sum(epochs.values())} epochs"
+    text = f"left: {len(left)} of {len(jobs)} runs, {sum(epochs.values())} epochs"
     if worked:
         work = sum(n * TRAINING_IMAGES * cost[run.model] for (run, _), n in epochs.items())
         text += f", about {work / worked * (time.monotonic() - began) / 3600:.1f} hours at this pace"
@@ -261,6 +277,8 @@ def verify(results: Results):
     """Re-hash every record and name what does not match."""
     if not results.is_dir():
         raise UserError(f"{results}: no such folder of records; name another with --results")
+    if not records.folders(results):
+        raise UserError(f"{results}: holds no record; name another folder with --results")
     problems = records.verify(results)
     for problem in problems:
         typer.echo(problem, err=True)

@@ -9,6 +9,7 @@ between two calls of `metrics`.
 import contextlib
 import ctypes
 import sys
+import weakref
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,9 @@ class Engine:
         net: moved to the device in place; its LeakyReLUs then overwrite their input.
         lr, weight_decay: Adam's (Kingma and Ba, 2015), with coupled L2 decay as in `torch.optim.Adam`.
         device, precision: see `pick_device` and `pick_precision`.
+
+    It sets for the whole process: on CUDA cuDNN's choice of algorithms by trial, and no TF32; on a CPU that the C
+    library keeps freed memory.
     """
 
     def __init__(
@@ -89,6 +93,8 @@ class Engine:
         self._captured: dict[tuple[Images, int], _Captured] = {}  # by batch size
         if on_gpu:
             torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+            torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+            weakref.finalize(self, self._stream.synchronize)  # its memory is freed when its work is done
         else:
             keep_freed_memory()
 
@@ -141,7 +147,10 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, images: Images) -> tuple[float, float]:
-        """Mean loss (nats) and accuracy (fraction) over all images, in evaluation mode."""
+        """Mean loss (nats) and accuracy (fraction) over all images, in evaluation mode.
+
+        What was trained since the last call of `metrics` would be counted with them: call that first.
+        """
         with self._turn():
             self.net.eval()
             for x, y in images.batches(100 if self._stream is None else 2500):
@@ -151,13 +160,15 @@ class Engine:
 
 
 class _Captured:
-    """A training step as a CUDA graph: one launch for some hundred kernels, on inputs that stay in place."""
+    """A training step as a CUDA graph: one launch for several hundred kernels, on inputs that stay in place."""
 
     def __init__(self):
         self.calls = 0
 
     def __call__(self, engine: Engine, images: Images, plan: Plan) -> None:
         self.calls += 1
+        for choice in plan:
+            choice.record_stream(engine._stream)  # its memory is not given to others before this stream has read it
         if self.calls <= WARM_UP:
             engine._train(images, plan)
             return
@@ -175,7 +186,8 @@ class _Captured:
 
 def keep_freed_memory() -> None:
     """Let glibc hand freed memory out again instead of returning it to the system: else each activation of 13 MB
-    costs 3,200 page faults in every step. Does nothing under another C library."""
+    costs 3,200 page faults in every step. Blocks above 32 MB are returned all the same, and under another C library
+    it does nothing."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):
             mallopt = ctypes.CDLL(None).mallopt

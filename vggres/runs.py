@@ -1,4 +1,4 @@
-"""`Run`, what a report did, as one frozen line; and `RUNS`, the registry of the reports' experiments.
+"""`Run`, what a report did, as a frozen dataclass; and `RUNS`, the registry of the reports' experiments.
 
 Reported numbers are not here: they are in `results/reported.csv`, joined by the run's name.
 """

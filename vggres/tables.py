@@ -8,19 +8,20 @@ from scipy import stats
 
 from vggres import records
 from vggres.models import build, count_parameters
-from vggres.runs import TABLE_1, Run, find
+from vggres.runs import RUNS, TABLE_1, Run, find
 
-# Images that an accuracy is the mean of.
-IMAGES = {"train_acc": 47_500, "val_acc": 2_500, "test_acc": 10_000}
+OTHER_IMAGES = {"val_acc": 2_500}  # the reports' validation images are not ours; all else is (nearly) the same
 METRICS = ("train_loss", "train_acc", "val_loss", "val_acc")
 
 
 def reported(results: Path | str | None = None) -> pd.DataFrame:
     """Every number that the four reports print, with accuracies as fractions of 1.
 
-    Columns: report, exhibit, run, seed, metric, value, unit, decimals, note.
+    Columns: report, exhibit, run, seed, metric, value, unit, decimals, note. A folder of results without a
+    `reported.csv` of its own is held against the repository's.
     """
-    table = pd.read_csv(Path(results or records.default_root()) / "reported.csv")
+    own = Path(results or records.default_root()) / "reported.csv"
+    table = pd.read_csv(own if own.exists() else records.default_root() / "reported.csv")
     percent = table.unit == "%"
     table.loc[percent, "value"] /= 100
     table.loc[percent, "decimals"] += 2
@@ -75,28 +76,28 @@ def table_1(results: Path | str | None = None, names: list[str] = TABLE_1) -> pd
     return pd.DataFrame(rows).astype({"reported": float, "measured": float, "interval": float})
 
 
-def prediction(values: pd.Series, images: int | None = None, level: float = 0.95) -> float | None:
+def prediction(values: pd.Series, other_images: int | None = None, level: float = 0.95) -> float | None:
     """Half width of the interval in which one new run is expected, given the runs measured; None below three.
 
-    `sqrt((t s sqrt(1 + 1/n))^2 + z^2 p (1 - p) / images)`: Student's t with n - 1 degrees of freedom for a new seed,
-    and for an accuracy p the sampling error of evaluating on other images. (That of a loss is not known from a
-    record; its interval is the first term alone.)
+    `sqrt((t s)^2 (1 + 1/n) + z^2 2 p (1 - p) / other_images)`: Student's t with n - 1 degrees of freedom for a new
+    seed; and for an accuracy p that is taken over other images than ours, the sampling error of both sets. (That of
+    a loss is not known from a record; its interval is the first term alone.)
     """
     n = len(values)
     if n < 3:
         return None
     tail, mean = (1 + level) / 2, values.mean()
-    sampling = stats.norm.ppf(tail) ** 2 * mean * (1 - mean) / images if images else 0.0
+    sampling = stats.norm.ppf(tail) ** 2 * 2 * mean * (1 - mean) / other_images if other_images else 0.0
     return float(((stats.t.ppf(tail, n - 1) * values.std()) ** 2 * (1 + 1 / n) + sampling) ** 0.5)
 
 
-def verdict(told: float, decimals: float, values: pd.Series, images: int | None = None) -> str:
+def verdict(told: float, decimals: float, values: pd.Series, other_images: int | None = None) -> str:
     """One rule for all numbers: "reproduced" when the reported value, anywhere within its printed precision, lies in
     the `prediction` interval, else "outside". With fewer than three runs "single run" or "two runs": no verdict; with
     none "not measured"."""
     if not len(values):
         return "not measured"
-    half = prediction(values, images)
+    half = prediction(values, other_images)
     if half is None:
         return {1: "single run", 2: "two runs"}[len(values)]
     return "reproduced" if abs(told - values.mean()) <= half + 0.5 * 10.0**-decimals + 1e-12 else "outside"
@@ -122,7 +123,8 @@ def verdicts(results: Path | str | None = None) -> pd.DataFrame:
             values = flow[flow.epoch > 0].drop(columns="epoch").groupby("seed").max().max(axis=1)
         else:
             values = runs[runs.run == row.run].get(row.metric, pd.Series(dtype=float)).dropna()
-        rows.append((values.mean(), len(values), verdict(row.value, row.decimals, values, IMAGES.get(row.metric))))
+        found = verdict(row.value, row.decimals, values, OTHER_IMAGES.get(row.metric))
+        rows.append((values.mean(), len(values), found))
     told[["measured", "n", "verdict"]] = pd.DataFrame(rows)
     return told.assign(difference=told.value - told.measured)
 
@@ -182,10 +184,10 @@ def cost(results: Path | str | None = None) -> str:
 
 def readme_table(results: Path | str | None = None) -> str:
     """What stands between the README's markers."""
-    short = [name for name in SHORT if len(records.load_series(name, "history.csv", results))]
+    short = [n for n, run in RUNS.items() if run.epochs == 5 and len(records.load_series(n, "history.csv", results))]
     parts = [markdown(table_1(results))]
     if short:
-        parts.append("The same nets, five epochs each (no report prints these):")
+        parts.append("Some of them for five epochs (no report prints these):")
         parts.append(markdown(table_1(results, short)))
     return "\n\n".join([*parts, cost(results)])
 

@@ -68,7 +68,7 @@ def train(*args, **options) -> dict | None:
 
 def train_together(trainings: Iterable[Generator], at_once: int | None = None) -> Iterator[tuple[int, dict | None]]:
     """Train several runs by turns, a step each. Each record is the same as if its run had been trained alone; on a GPU
-    their work overlaps, since one such net cannot fill it.
+    their work can overlap, since one such net is too small to fill it.
 
     Args:
         trainings: of different runs or seeds, each from `steps`; the next is taken when one has ended.
@@ -144,7 +144,7 @@ def steps(
             state.gradients.append({"epoch": 0, **flow_on(engine.net, *train_set.batch(first))})
 
         an_epoch = math.ceil(len(train_set) / run.batch)
-        with progress(run, len(train_set), state) as bar:
+        with progress(run, seed, len(train_set), state) as bar:
             while state.epoch < run.epochs and not state.diverged:
                 began, epoch = time.monotonic(), state.epoch
                 if began + state.seconds_an_epoch > deadline:
@@ -222,6 +222,10 @@ def device_name(device: torch.device) -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
+class Claimed(UserError):
+    """Another process trains this run."""
+
+
 @contextmanager
 def claim(folder: Path):
     """The run's folder, made if missing, proved writable, and locked against a second process."""
@@ -230,7 +234,7 @@ def claim(folder: Path):
         lock = FileLock(folder / "train.lock")
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(
+        raise Claimed(
             f"{folder}: another process is training this run; wait for it, or choose another --seed or --results"
         ) from None
     except OSError as e:
@@ -241,12 +245,12 @@ def claim(folder: Path):
         lock.release()
 
 
-def progress(run: Run, images: int, state: State) -> tqdm:
+def progress(run: Run, seed: int, images: int, state: State) -> tqdm:
     """A bar over all images of the run, with images/s and time left; silent where there is no terminal."""
     return tqdm(
         total=run.epochs * images,
         initial=state.epoch * images,
-        desc=run.name,
+        desc=f"{run.name} seed {seed}",
         unit=" images",
         unit_scale=True,
         disable=None,
@@ -310,6 +314,7 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, say) -> State | No
         )
     engine.net.load_state_dict(saved["net"])
     engine.optimizer.load_state_dict(saved["optimizer"])
+    engine.optimizer.param_groups[0]["capturable"] = engine.device.type == "cuda"  # whatever wrote the checkpoint
     state = State(**saved["state"])
     state.resumes += 1
     if damaged:  # or the next `save` would put the damaged one in the place of the whole one

@@ -32,13 +32,19 @@ def load(name: str, results: Path | str | None = None) -> VGG:
     """The net of a run, of seed 0, after the epoch of its best validation accuracy; in evaluation mode.
 
     Raises:
-        UserError: no such run, no weights of it, or other weights than the record was written with.
+        UserError: no such run, no record or no weights of it, or other weights than the record was written with.
     """
     results = Path(results or records.default_root())
-    record = records.read(records.folder_of(results, find(name).name, 0))
+    folder = records.folder_of(results, find(name).name, 0)
+    if not (folder / "run.json").exists():
+        raise UserError(f"{name}, seed 0, is not recorded: `vggres train {name}` first")
+    record = records.read(folder)
     if "weights" not in record:
         stored = sorted(path.stem for path in (results / "weights").glob("*.safetensors"))
-        raise UserError(f"{name}: no weights of it are kept; there are those of {', '.join(stored) or 'no run yet'}")
+        raise UserError(
+            f"{name} was recorded without its weights; there are those of {', '.join(stored) or 'no run yet'}. "
+            f"Move {folder} away and train it again"
+        )
     path = results / record["weights"]["file"]
     if not path.is_file() or hashlib.sha256(content := path.read_bytes()).hexdigest() != record["weights"]["sha256"]:
         raise UserError(f"{path}: missing, or not the weights that the record of {name} was written with")
