@@ -94,10 +94,11 @@ def curves(names: list[str], results: Path | str | None = None) -> Figure:
 
 
 def flow(names: list[str], results: Path | str | None = None) -> Figure:
-    """Gradient flow by layer, a line an epoch: the reports' linear axis beside a logarithmic one."""
+    """Gradient flow by layer, a line an epoch, of the first seed: the reports' linear axis beside a logarithmic one."""
     (name,) = names
     table = records.load_series(name, "gradients.csv", results)
-    table = table[table.seed == table.seed.min()]
+    seed = table.seed.min()
+    table = table[table.seed == seed]
     layers, colour = [c for c in table if c not in ("epoch", "seed")], STYLE[find(name).model][0]
     x = np.arange(1, len(layers) + 1)
     fig = Figure(figsize=(8, 3.4))
@@ -120,7 +121,7 @@ def flow(names: list[str], results: Path | str | None = None) -> Figure:
     log.plot([], [], color="black", lw=1.4, label="before the first step")
     log.plot([], [], color=colour, lw=1.4, label="last mini-batch of an epoch")
     log.legend(frameon=False)
-    stamp(fig, names, results)
+    stamp(fig, names, results, seed)
     return fig
 
 
@@ -182,10 +183,10 @@ def headline(results: Path | str | None = None) -> Figure | None:
     return fig
 
 
-def stamp(fig: Figure, names: list[str], results: Path | str | None = None) -> None:
-    """Where the numbers come from, from the records: below the figure."""
+def stamp(fig: Figure, names: list[str], results: Path | str | None = None, seed: int | None = None) -> None:
+    """Where the numbers come from, from the records of all seeds or of one: below the figure."""
     runs = records.load_runs(results)
-    runs = runs[runs.run.isin(names)]
+    runs = runs[runs.run.isin(names) & ((seed is None) | (runs.seed == seed))]
     seeds = ", ".join(str(s) for s in sorted(runs.seed.unique()))
     each = "single run" if len(runs) == len(names) else f"n = {len(runs)} in all"
     commits, devices = (", ".join(sorted(set(c))) for c in (runs.commit.str[:7], runs.device + ", " + runs.precision))

@@ -177,7 +177,8 @@ def cost(results: Path | str | None = None) -> str:
     parts = []
     for (device, kind, precision), g in runs.groupby(["device", "device_type", "precision"]):
         time = f", {g.wall_s.sum() / 60:.0f} minutes" * (kind == "cuda")
-        parts.append(f"{len(g)} runs, {g.epochs.sum()} epochs{time} on {device} ({precision})")
+        count = f"{len(g)} runs" if len(g) > 1 else "1 run"
+        parts.append(f"{count}, {g.epochs.sum()} epochs{time} on {device} ({precision})")
     commits = ", ".join(f"`{c[:7]}`" for c in runs.commit.unique())
     return f"Measured at {commits}: {'; '.join(parts)}."
 
