@@ -14,7 +14,7 @@ from filelock import FileLock
 from test_data import COUNTS, write_small
 from typer.testing import CliRunner
 
-from vggres import cli, data, records, runs, training, weights
+from vggres import checkpoints, cli, data, queue, records, runs, weights
 from vggres.cli import app
 from vggres.engine import Engine
 from vggres.models import build
@@ -89,7 +89,7 @@ def test_several_runs_are_trained_one_after_the_other_or_together(train, monkeyp
             yield 1
         return {"result": dict(test_acc=0.5, val_acc=0.5, epochs=5, best_epoch=5)}
 
-    monkeypatch.setattr(training, "steps", steps)
+    monkeypatch.setattr(queue, "steps", steps)
     done = train("vgg08", "vgg38", "vgg08", "--epochs", 5, *options)
     assert done.exit_code == 0 and done.stdout.count("vgg08-5ep") == done.stdout.count("vgg38-5ep") == 1
     assert seen == [(model, 0) for model in order.split()]
@@ -106,7 +106,7 @@ def test_the_queue_trains_what_has_no_record_the_most_important_first(train, res
         yield 1
         return {"result": dict(test_acc=0.5, val_acc=0.5, epochs=5, best_epoch=5)}
 
-    monkeypatch.setattr(training, "steps", steps)
+    monkeypatch.setattr(queue, "steps", steps)
     assert train("--missing").exit_code == 0
     assert seen == [(run.name, seed) for run, seed in QUEUE]
 
@@ -127,10 +127,10 @@ def test_when_the_time_is_up_no_run_is_begun_and_what_is_left_is_told(train, mon
     def steps(run, *_):
         seen.append(run.model)
         clock[0] += 40
-        yield 47_500  # an epoch in 40 s
+        yield COUNTS["train"] * 19 // 20  # an epoch in 40 s
 
-    monkeypatch.setattr(training, "steps", steps)
-    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(queue, "steps", steps)
+    monkeypatch.setattr(queue, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     done = train("vgg08", "vgg38", "vgg38-bn", "--seed", 0, "--seed", 1, "--minutes", 1, "--epochs", 9)
     assert (done.exit_code, seen) == (3, ["vgg08", "vgg38"])
     assert "left: 6 of 6 runs, 54 epochs" in done.stderr
@@ -138,10 +138,15 @@ def test_when_the_time_is_up_no_run_is_begun_and_what_is_left_is_told(train, mon
     assert "about 0.8 hours at this pace" in done.stderr
 
 
+def queued(monkeypatch, jobs):
+    for module in (cli, queue):
+        monkeypatch.setattr(module, "QUEUE", jobs)
+
+
 def test_a_queue_that_is_cut_off_goes_on_where_it_was(train, results, monkeypatch):
-    queue = [(Run("vgg08", epochs=2), seed) for seed in (0, 1)]
-    monkeypatch.setattr(cli, "QUEUE", queue)
-    monkeypatch.setattr(cli, "RUNS", {"vgg08-2ep": queue[0][0]})
+    run = Run("vgg08", epochs=2)
+    queued(monkeypatch, [(run, 0), (run, 1)])
+    monkeypatch.setattr(cli, "RUNS", {run.name: run})
     evaluate, count = Engine.evaluate, itertools.count()
 
     def interrupted(self, images):
@@ -162,7 +167,7 @@ def test_a_queue_that_is_cut_off_goes_on_where_it_was(train, results, monkeypatc
 
 
 def test_the_queue_passes_over_what_another_process_trains(train, results, monkeypatch):
-    monkeypatch.setattr(cli, "QUEUE", [(ONE_EPOCH, 0), (ONE_EPOCH, 1)])
+    queued(monkeypatch, [(ONE_EPOCH, 0), (ONE_EPOCH, 1)])
     folder = records.folder_of(results, ONE_EPOCH.name, 0)
     folder.mkdir(parents=True)
     with FileLock(folder / "train.lock"):
@@ -344,7 +349,7 @@ def checkpoint(results):
     folder = records.folder_of(results, ONE_EPOCH.name, 0)
     folder.mkdir(parents=True)
     engine = Engine(build(run.model, 0), run.lr, 0, torch.device("cpu"))
-    training.save(folder, run, 0, engine, training.State())
+    checkpoints.save(folder, run, 0, engine, checkpoints.State())
     return folder / "checkpoint.pt"
 
 

@@ -4,9 +4,7 @@ Exit status: 0 done, 1 `verify` found a problem, 2 bad input, 3 the time was up 
 130 interrupted.
 """
 
-import math
 import sys
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +18,6 @@ from vggres import records
 from vggres.errors import UserError
 from vggres.files import write_atomically
 from vggres.runs import QUEUE, RUNS, Run, find
-
-TRAINING_IMAGES = 47_500
 
 
 class OneLine(TyperGroup):
@@ -72,8 +68,8 @@ DataRoot = Annotated[
 @app.command("list")
 def list_(results: Results):
     """Every registered run: validation accuracy (%) reported and measured, the state of its seeds, where it is told."""
+    from vggres.checkpoints import epochs_done
     from vggres.tables import reported
-    from vggres.training import epochs_done
 
     measured = records.load_runs(results)
     told = reported(results).query("metric == 'val_acc'")
@@ -129,6 +125,7 @@ def train(
     ] = False,
 ):
     """Train runs and record them; what was begun is resumed, what is recorded is kept."""
+    from vggres import queue
     from vggres.engine import pick_device
 
     for k in seed or []:
@@ -147,79 +144,25 @@ def train(
         other = [replace(run, epochs=epochs, exhibits=()) for run in runs]
         runs = [RUNS.get(run.name, run) for run in other]
     pick_device(device)
+    jobs = list(dict.fromkeys((run, k) for k in seed or [0] for run in runs))
     if missing:
-        recorded = {folder.parts[-2:] for folder in records.folders(results)}
-        jobs = [(run, k) for run, k in QUEUE if (not names or run in runs) and k in (seed or [k])]
-        jobs = [(run, k) for run, k in jobs if (run.name, f"seed{k}") not in recorded]
-    else:
-        jobs = list(dict.fromkeys((run, k) for k in seed or [0] for run in runs))
+        jobs = queue.missing(results, runs, seed or [])
     if not jobs:
         typer.echo("nothing is missing", err=True)
-    if left := _train(jobs, root, results, device, minutes, together, skip_claimed=missing):
+    say = partial(typer.echo, err=True)
+    left = queue.work_off(jobs, root, results, device, minutes, together, missing, say, _tell)
+    if left:
         typer.echo(f"{left}; the same command goes on from the last whole epoch of each", err=True)
         raise typer.Exit(3)
 
 
-def _train(jobs, root, results, device, minutes, together, skip_claimed) -> str | None:
-    """Train (run, seed) pairs and tell of each record. Returns what is left when the time is up, or None.
-
-    With `skip_claimed`, runs that another process is training are left to it.
-    """
-    from vggres.models import multiply_adds
-    from vggres.training import Claimed, epochs_done, steps, train_together
-
-    began, loaded, worked = time.monotonic(), {}, 0
-    cost = {run.model: multiply_adds(run.model) for run, _ in jobs}
-    left = dict.fromkeys(jobs)
-
-    def seconds_left() -> float:
-        return math.inf if minutes is None else 60 * minutes - (time.monotonic() - began)
-
-    def training(run: Run, k: int):
-        nonlocal worked
-        if run.dataset not in loaded:
-            loaded[run.dataset] = datasets.load(run.dataset, root)
-        say = partial(_say, f"{run.name}, seed {k}")
-        inner = steps(run, k, loaded[run.dataset], results, device, seconds_left() / 60, say, min(together, len(jobs)))
-        try:
-            while True:
-                images = next(inner)
-                worked += images * cost[run.model]
-                yield images
-        except StopIteration as end:
-            return end.value
-        except Claimed as e:
-            if not skip_claimed:
-                raise
-            say(f"passed over: {e}")
-        finally:
-            inner.close()
-
-    # Once the time is up no further run is begun.
-    queue = (training(*job) for job in jobs if seconds_left() > 0)
-    for i, record in train_together(queue, together):
-        run, k = jobs[i]
-        if record is None:
-            continue
-        del left[run, k]
-        result = record["result"]
-        if result["test_acc"] is not None:
-            typer.echo(
-                f"{run.name}, seed {k}: validation {100 * result['val_acc']:.2f} % after epoch {result['epochs']}, "
-                f"test {100 * result['test_acc']:.2f} % (epoch {result['best_epoch']})"
-            )
-    if not left:
-        return None
-    epochs = {(run, k): run.epochs - epochs_done(results, run, k) for run, k in left}
-    text = f"left: {len(left)} of {len(jobs)} runs, {sum(epochs.values())} epochs"
-    if worked:
-        work = sum(n * TRAINING_IMAGES * cost[run.model] for (run, _), n in epochs.items())
-        text += f", about {work / worked * (time.monotonic() - began) / 3600:.1f} hours at this pace"
-    return text
-
-
-def _say(job: str, line: str) -> None:
-    typer.echo(f"{job}: {line}", err=True)
+def _tell(job: tuple[Run, int], record: dict) -> None:
+    (run, seed), result = job, record["result"]
+    if result["test_acc"] is not None:
+        typer.echo(
+            f"{run.name}, seed {seed}: validation {100 * result['val_acc']:.2f} % after epoch {result['epochs']}, "
+            f"test {100 * result['test_acc']:.2f} % (epoch {result['best_epoch']})"
+        )
 
 
 @app.command()

@@ -1,0 +1,122 @@
+"""`State`, what a training has reached, and its checkpoints: written after each epoch, hashed, resumed exactly."""
+
+import hashlib
+import io
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vggres import records
+from vggres.engine import Engine
+from vggres.errors import UserError
+from vggres.files import write_atomically
+from vggres.gradients import gradient_flow
+from vggres.runs import Run
+
+
+@dataclass
+class State:
+    """What a run has reached: all that a checkpoint holds beside the weights."""
+
+    history: list[dict] = field(default_factory=list)
+    gradients: list[dict] = field(default_factory=list)
+    best: dict | None = None  # weights after the epoch of the best validation accuracy
+    diverged: bool = False
+    wall_s: float = 0.0
+    resumes: int = 0
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    git: list[dict] = field(default_factory=list)  # one entry a commit that trained a part of it
+
+    @property
+    def epoch(self) -> int:
+        return len(self.history)
+
+    @property
+    def seconds_an_epoch(self) -> float:
+        return self.history[-1]["seconds"] if self.history else 0.0
+
+    def add(self, row: tuple, net: nn.Module) -> None:
+        """Note an epoch: its line of the history, the gradients of its last batch, the weights if it is the best."""
+        self.history.append(dict(zip(records.HISTORY, row, strict=True)))
+        self.gradients.append({"epoch": self.epoch, **gradient_flow(net)})
+        self.wall_s += self.seconds_an_epoch
+        self.diverged = not all(math.isfinite(self.history[-1][loss]) for loss in ("train_loss", "val_loss"))
+        if records.summarise(self.history)["best_epoch"] == self.epoch:
+            self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
+
+
+def checkpoints(folder: Path) -> tuple[Path, Path]:
+    """The newest checkpoint and the one before it."""
+    return folder / "checkpoint.pt", folder / "checkpoint-previous.pt"
+
+
+def save(folder: Path, run: Run, seed: int, engine: Engine, state: State) -> None:
+    """Write the newest checkpoint, keeping the one before. The file is a SHA-256 and what `torch.save` gives."""
+    content = io.BytesIO()
+    torch.save(
+        {
+            "run": run.to_dict(),
+            "seed": seed,
+            "state": asdict(state),
+            "net": engine.net.state_dict(),
+            "optimizer": engine.optimizer.state_dict(),
+        },
+        content,
+    )
+    newest, previous = checkpoints(folder)
+    following = folder / "checkpoint-next.pt"  # whole before the others are touched
+    write_atomically(following, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+    if newest.exists():
+        os.replace(newest, previous)
+    os.replace(following, newest)
+
+
+def newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict | None, list[Path]]:
+    """The newest whole checkpoint in a folder (None if there is none), and those newer ones that are damaged."""
+    damaged = []
+    for path in (path for path in checkpoints(folder) if path.exists()):
+        digest, content = path.read_bytes()[:32], path.read_bytes()[32:]
+        if hashlib.sha256(content).digest() == digest:
+            return torch.load(io.BytesIO(content), map_location=device, weights_only=True) | {"path": path}, damaged
+        damaged.append(path)
+    return None, damaged
+
+
+def resume(folder: Path, run: Run, seed: int, engine: Engine, say) -> State | None:
+    """Put the engine where the newest whole checkpoint left it; None if there is none to resume.
+
+    Raises:
+        UserError: the checkpoint is of other settings, or all checkpoints are damaged.
+    """
+    saved, damaged = newest(folder, engine.device)
+    if saved is None:
+        if damaged:
+            names = ", ".join(path.name for path in damaged)
+            raise UserError(f"{folder}: no checkpoint is whole ({names}); delete them to begin anew")
+        return None
+    if Run.from_dict(saved["run"]) != run or saved["seed"] != seed:
+        raise UserError(
+            f"{saved['path']} is of other settings ({saved['run']}, seed {saved['seed']}); "
+            "delete it to begin anew, or choose another --results"
+        )
+    engine.net.load_state_dict(saved["net"])
+    engine.optimizer.load_state_dict(saved["optimizer"])
+    engine.optimizer.param_groups[0]["capturable"] = engine.device.type == "cuda"  # whatever wrote the checkpoint
+    state = State(**saved["state"])
+    state.resumes += 1
+    if damaged:  # or the next `save` would put the damaged one in the place of the whole one
+        os.replace(saved["path"], damaged[0])
+    passed_over = f" ({damaged[0]} is damaged; the one before it is used)" if damaged else ""
+    say(f"resumes after epoch {state.epoch} of {run.epochs}{passed_over}")
+    return state
+
+
+def epochs_done(results: Path | str, run: Run, seed: int) -> int:
+    """How many epochs of a run are in its newest checkpoint; 0 where there is none."""
+    saved, _ = newest(records.folder_of(results, run.name, seed))
+    return len(saved["state"]["history"]) if saved else 0

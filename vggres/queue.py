@@ -1,0 +1,91 @@
+"""Trainings one after the other, or several at once, until all are done or the time is up."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from vggres import data, records
+from vggres.checkpoints import epochs_done
+from vggres.models import multiply_adds
+from vggres.runs import QUEUE, Run
+from vggres.training import Claimed, steps, train_together
+
+Job = tuple[Run, int]  # a run and a seed
+
+
+def missing(results: Path | str, runs: Iterable[Run] = (), seeds: Iterable[int] = ()) -> list[Job]:
+    """What the registry queues and has no record, the most important first; of some runs or seeds, if any are named."""
+    recorded, runs, seeds = {folder.parts[-2:] for folder in records.folders(results)}, set(runs), set(seeds)
+    return [
+        (run, seed)
+        for run, seed in QUEUE
+        if (not runs or run in runs) and (not seeds or seed in seeds) and (run.name, f"seed{seed}") not in recorded
+    ]
+
+
+def work_off(
+    jobs: list[Job],
+    root: Path | str,
+    results: Path | str,
+    device: str = "auto",
+    minutes: float | None = None,
+    together: int = 1,
+    pass_over_claimed: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    tell: Callable[[Job, dict], None] = lambda job, record: None,
+) -> str | None:
+    """Train jobs; records and checkpoints are written as they come, so it can be killed and called again anywhere.
+
+    Args:
+        root: the folder of the datasets.
+        minutes: stop cleanly after this time.
+        together: how many at once; more than one only pays on a GPU.
+        pass_over_claimed: leave runs that another process is training to it, instead of raising.
+        say: is called with a line for the user; `tell` with each job that ends and its record.
+
+    Returns: what is left when the time is up, and how long it would take at this pace; None if nothing is.
+    """
+    began, worked = time.monotonic(), 0
+    cost = {run.model: multiply_adds(run.model) for run, _ in jobs}
+    load = functools.cache(lambda dataset: data.load(dataset, root))
+
+    def seconds_left() -> float:
+        return math.inf if minutes is None else 60 * minutes - (time.monotonic() - began)
+
+    def training(run: Run, seed: int):
+        nonlocal worked
+
+        def say_of_it(line: str) -> None:
+            say(f"{run.name}, seed {seed}: {line}")
+
+        sharing = min(together, len(jobs))
+        inner = steps(run, seed, load(run.dataset), results, device, seconds_left() / 60, say_of_it, sharing)
+        try:
+            while True:
+                images = next(inner)
+                worked += images * cost[run.model]
+                yield images
+        except StopIteration as end:
+            return end.value
+        except Claimed as e:
+            if not pass_over_claimed:
+                raise
+            say_of_it(f"passed over: {e}")
+        finally:
+            inner.close()
+
+    left = dict.fromkeys(jobs)
+    for i, record in train_together((training(*job) for job in jobs if seconds_left() > 0), together):
+        if record is not None:
+            del left[jobs[i]]
+            tell(jobs[i], record)
+    if not left:
+        return None
+    epochs = {(run, seed): run.epochs - epochs_done(results, run, seed) for run, seed in left}
+    text = f"left: {len(left)} of {len(jobs)} runs, {sum(epochs.values())} epochs"
+    if worked:
+        work = sum(n * len(load(run.dataset).train[1]) * cost[run.model] for (run, _), n in epochs.items())
+        text += f", about {work / worked * (time.monotonic() - began) / 3600:.1f} hours at this pace"
+    return text
