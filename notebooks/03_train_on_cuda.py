@@ -449,7 +449,6 @@ print("reported in", ", ".join(run.exhibits))
 
 # %%
 with tempfile.TemporaryDirectory() as place:
-
     both = (training.steps(tiny, seed, synthetic, Path(place) / "together", "cpu") for seed in (0, 1))
     together = dict(training.train_together(both))
     alone = [training.train(tiny, seed, synthetic, Path(place) / "alone", "cpu") for seed in (0, 1)]

@@ -14,7 +14,6 @@ import os
 import tempfile
 
 import pandas as pd
-from IPython.display import Image, Markdown
 
 from vggres import RUNS, data, figures, records, tables, training
 
@@ -106,20 +105,10 @@ assert [*early.sort_values().index] == [f"{n}-5ep" for n in ("vgg38", "vgg38-bn"
 # ## Figures 1 to 6
 #
 # The figures are drawn from the records by `vggres figures`. Where a run of 100 epochs is not recorded but its
-# five-epoch version is, that is drawn, and the title says so. `show` draws one, or says what is missing.
-
-
-# %%
-def show(exhibit):
-    how, names = figures.EXHIBITS[exhibit]
-    have = [found for name in names if (found := figures.recorded(name))]
-    if not have:
-        return Markdown(f"*Not measured: {', '.join(names)}.*")
-    return Image(figures.encode(getattr(figures, how)(have), "png", dpi=100))
-
+# five-epoch version is, that is drawn, and the title says so.
 
 # %%
-show("A-figure-1")
+figures.show("A-figure-1")
 
 # %% [markdown]
 # **Figure 1 of report A**: loss and accuracy of VGG08 and VGG38. The report's VGG08 descends smoothly to a training
@@ -128,7 +117,7 @@ show("A-figure-1")
 # guessing from the first.
 
 # %%
-show("A-figure-2")
+figures.show("A-figure-2")
 
 # %% [markdown]
 # **Figure 2 of report A**: gradient flow of VGG08. The report's falls from between 0.1 and 0.2 at the input to about
@@ -142,7 +131,7 @@ assert 0.05 < late["entry.conv"] < 0.5 and late["stage3.reduce.conv1"] < 0.02
 assert start["entry.conv"] < 1e-3 * late["entry.conv"]
 
 # %%
-show("A-figure-3")
+figures.show("A-figure-3")
 
 # %% [markdown]
 # **Figure 3 of report A**: gradient flow of VGG38. The report's reads 0 at every convolution and at most 0.0002 at the
@@ -154,7 +143,7 @@ plain = records.load_series(figures.recorded("vgg38"), "gradients.csv").drop(col
 assert plain.iloc[:, :13].max().max() < 1e-14 and plain["head"].max() < 0.0005
 
 # %%
-show("A-figure-4")
+figures.show("A-figure-4")
 
 # %% [markdown]
 # **Figure 4 of report A**: curves of VGG38 BN + RC at learning rate 1e-2, the report's best row. Five epochs at 1e-2
@@ -165,7 +154,7 @@ faster = records.load_series("vgg38-bn-rc-lr1e-2-5ep", "history.csv").val_acc.il
 assert faster > early["vgg38-bn-rc-5ep"] + 0.03
 
 # %%
-show("A-figure-5")
+figures.show("A-figure-5")
 
 # %% [markdown]
 # **Figure 5 of report A**: gradient flow of VGG38 BN + RC at learning rate 1e-2. Set it beside Figure 3: no layer is
@@ -177,7 +166,7 @@ healthy = records.load_series("vgg38-bn-rc-lr1e-2-5ep", "gradients.csv").drop(co
 assert healthy.min(axis=None) > 1e-5 and (healthy.max(axis=1) / healthy.min(axis=1) < 300).all()
 
 # %%
-show("A-figure-6")
+figures.show("A-figure-6")
 
 # %% [markdown]
 # **Figure 6 of report A**: curves of VGG38 BN at learning rate 1e-3. The caption's run is one of those that the report

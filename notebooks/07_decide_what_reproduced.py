@@ -109,25 +109,8 @@ pd.crosstab(exhibits, pd.Categorical(verdicts.verdict, order), dropna=False).ren
 
 
 # %%
-def for_reading(table):
-    """Report, exhibit, run, metric; reported, measured, difference and verdict, each as text."""
-    scale = np.where(table.metric.str.endswith("acc"), 100, 1)
-
-    def text(values, sign=""):
-        return [("–" if pd.isna(x) else f"{x:{sign}.4g}") for x in values * scale]
-
-    shown = table[["report", "exhibit", "run", "metric"]].assign(
-        reported=text(table.value),
-        measured=text(table.measured),
-        difference=text(table.difference, "+"),
-        n=table.n,
-        verdict=table.verdict,
-    )
-    return shown.set_index(["report", "exhibit", "run"])
-
-
 trained = verdicts[verdicts.metric != "params"]
-for_reading(trained[trained.n > 0])
+tables.for_reading(trained[trained.n > 0])
 
 # %%
 vgg08 = trained[(trained.run == "vgg08") & (trained.metric == "val_acc")].set_index("report")
@@ -179,7 +162,7 @@ pd.DataFrame(
 # Every number that waits for its measurement:
 
 # %%
-for_reading(trained[trained.n == 0])
+tables.for_reading(trained[trained.n == 0])
 
 # %% [markdown]
 # ## What was shown

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vggres import figures, records
+from vggres.errors import UserError
 from vggres.runs import RUNS
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +60,7 @@ def test_curves_show_the_history_of_the_record():
 def test_gradient_flow_shows_every_epoch_and_layer_of_the_record_on_both_axes():
     table = records.load_series("vgg08", "gradients.csv")
     table = table[table.seed == 0].drop(columns="seed").set_index("epoch")
-    linear, log = figures.flow(["vgg08"]).axes
+    linear, log = figures.flow("vgg08").axes
     assert (linear.get_yscale(), log.get_yscale()) == ("linear", "log")
     for axes in (linear, log):
         drawn = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == table.shape[1]]
@@ -68,7 +69,52 @@ def test_gradient_flow_shows_every_epoch_and_layer_of_the_record_on_both_axes():
 
 def test_a_figure_carries_its_provenance():
     commit = records.load_runs().set_index(["run", "seed"]).loc[("vgg08", 0), "commit"]
-    assert commit[:7] in figures.flow(["vgg08"])._supxlabel.get_text()
+    assert commit[:7] in figures.flow("vgg08")._supxlabel.get_text()
+
+
+@pytest.fixture(scope="module")
+def invented(tmp_path_factory):
+    """Records of report B's set 2, but for one run; of three epochs, for the layout only."""
+    out = tmp_path_factory.mktemp("results")
+    for i, name in enumerate(figures.EXHIBITS["B-set-2"][1][:3]):
+        row = dict(train_loss=1.0, train_acc=0.5, val_loss=1.0, lr=1e-3, seconds=1.0)
+        history = [row | dict(epoch=e, val_acc=0.1 * (i + e)) for e in (1, 2, 3)]
+        parts = {key: {} for key in records.PARTS} | {"run": RUNS[name].to_dict(), "seed": 0, "status": "completed"}
+        parts |= {"device": dict(name="none", type="cpu", precision="fp32"), "git": {"commit": "0" * 40}}
+        parts |= {"data": {"digest_train": "0" * 64}, "time": {"wall_s": 3.0}, "model": {"params": 1}}
+        parts |= {"env": {"torch": "none"}, "result": records.summarise(history)}
+        folder = records.folder_of(out, name, 0)
+        folder.mkdir(parents=True)
+        records.write(folder, parts, history, [{"epoch": 0, "entry.conv": 1.0, "head": 2.0}])
+    return out
+
+
+def test_a_set_is_drawn_from_what_is_recorded_and_says_what_is_missing(invented):
+    fig = figures.draw("B-set-2", invented)
+    drawn = {line.get_color(): line.get_ydata() for line in fig.axes[1].lines if len(line.get_xdata()) == 3}
+    assert sorted(y[-1] for y in drawn.values()) == pytest.approx([30, 40, 50])
+    names = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert names[:3] == ["VGG38 ResNet", *(f"VGG38 ResNet\nweight decay {decay}" for decay in ("0.0001", "0.001"))]
+    assert "not measured: vgg38-resnet-wd1e-2" in fig._supxlabel.get_text()
+    stars = {round(y, 2) for line in fig.axes[1].lines if line.get_marker() == "*" for y in line.get_ydata()}
+    assert stars == {62.32, 61.76, 61.36, 62.64, 65.32}
+
+
+def test_settings_show_what_is_reported_and_each_seed_measured(invented):
+    names = figures.EXHIBITS["B-set-2"][1]
+    (axes,) = figures.settings(names, invented).axes
+    marks = {
+        m: [(y, round(x, 2)) for line in axes.lines if line.get_marker() == m for x, y in line.get_xydata()]
+        for m in "*o"
+    }
+    assert marks["o"] == [(0, 30), (1, 40), (2, 50)]
+    assert marks["*"] == [(0, 62.32), (0, 61.76), (0, 61.36), (1, 62.64), (2, 65.32), (3, 53.52)]
+
+
+def test_an_exhibit_that_is_not_measured_is_not_drawn(tmp_path):
+    assert figures.draw("B-set-2", tmp_path) is None
+    with pytest.raises(UserError, match="B-set-2"):
+        figures.draw("B-set-7")
 
 
 def test_every_network_of_the_story_has_its_own_colour_and_marker():

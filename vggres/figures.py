@@ -1,6 +1,7 @@
 """The reports' figures, redrawn from the records, and the headline; the same bytes on every render."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -10,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from vggres import records
+from vggres.errors import UserError
 from vggres.files import write_atomically
 from vggres.runs import find
-from vggres.tables import SHORT, label, table_1
+from vggres.tables import SHORT, label, reported
 
 matplotlib.rcParams |= {
     "svg.hashsalt": "vggres",
@@ -32,8 +34,10 @@ STYLE = {
     "vgg38-bn": (PALETTE[1], "s"),
     "vgg38-rc": (PALETTE[2], "^"),
     "vgg38-bn-rc": (PALETTE[0], "D"),
+    "vgg38-resnet": (PALETTE[9], "P"),
+    "vgg38-resnet-sigmoid": (PALETTE[5], "X"),
 }
-# Exhibits of report A: how each is drawn, and from which runs.
+# Exhibits of the reports: how each is drawn, and from which runs.
 EXHIBITS = {
     "A-figure-1": ("curves", ["vgg08", "vgg38"]),
     "A-figure-2": ("flow", ["vgg08"]),
@@ -41,7 +45,63 @@ EXHIBITS = {
     "A-figure-4": ("curves", ["vgg38-bn-rc-lr1e-2"]),
     "A-figure-5": ("flow", ["vgg38-bn-rc-lr1e-2"]),
     "A-figure-6": ("curves", ["vgg38-bn"]),
+    "A-figure-7": ("curves", ["vgg16-bn-rc-wd1e-3-batch264-300ep"]),
+    "A-figure-8": ("curves", ["vgg50-bn-rc-wd1e-3-batch264-250ep"]),
+    "A-figure-9": ("curves", ["vgg150-bn-rc-wd1e-3-batch264-250ep"]),
+    "B-flow-vgg08": ("flow", ["vgg08"]),
+    "B-flow-vgg38": ("flow", ["vgg38"]),
+    "B-flow-vgg38-resnet": ("flow", ["vgg38-resnet"]),
+    "B-set-1": ("curves", ["vgg08", "vgg38", "vgg38-bn", "vgg38-resnet", "vgg38-resnet-sigmoid"]),
+    "B-set-1a": ("curves", ["vgg38-resnet", "vgg38-resnet-wd1e-3"]),
+    "B-set-2": ("curves", ["vgg38-resnet", *(f"vgg38-resnet-wd1e-{k}" for k in (4, 3, 2))]),
+    "B-set-3": (
+        "curves",
+        [f"vgg38-resnet{lr}-wd1e-3" for lr in ("", "-lr5e-3-to1e-4", "-lr3e-2-to6e-4", "-lr1e-1-to2e-3")],
+    ),
+    "B-set-4": ("curves", [f"vgg38-resnet-wd1e-3{batch}" for batch in ("-batch64", "", "-batch256", "-batch512")]),
+    "B-set-5": ("curves", [f"vgg{depth}-resnet-wd1e-3" for depth in (38, 68, 72, 106)]),
 }
+
+
+def draw(exhibit: str, results: Path | str | None = None) -> Figure | None:
+    """An exhibit from the runs that are recorded; None if none of them is. What is missing stands below the figure.
+
+    Raises:
+        UserError: no such exhibit.
+    """
+    if exhibit not in EXHIBITS:
+        raise UserError(f"no exhibit is called {exhibit!r}; there are {', '.join(EXHIBITS)}")
+    how, names = EXHIBITS[exhibit]
+    found = {name: recorded(name, results) for name in names}
+    if not any(found.values()):
+        return None
+    have, missing = [f for f in found.values() if f], [name for name, f in found.items() if not f]
+    if how == "flow":
+        return flow(*have, results)
+    return curves(have, results, report=exhibit[0], missing=missing)
+
+
+def show(exhibit: str):
+    """For a notebook: the exhibit as a picture, or a line that says what is not measured."""
+    from IPython.display import Markdown
+
+    fig = draw(exhibit)
+    return picture(fig) if fig else Markdown(f"*Not measured: {', '.join(EXHIBITS[exhibit][1])}.*")
+
+
+def picture(fig: Figure):
+    """For a notebook: the figure as it is, whatever backend is in use."""
+    from IPython.display import Image
+
+    return Image(encode(fig, "png", dpi=100))
+
+
+def colours(names: list[str]) -> list:
+    """A network of the reports' story has its own colour; runs that differ by a number go from light to dark."""
+    models = [find(name).model for name in names]
+    if len(set(models)) == len(models) and STYLE.keys() >= set(models):
+        return [STYLE[model][0] for model in models]
+    return sns.color_palette("viridis", len(names))
 
 
 def recorded(name: str, results: Path | str | None = None) -> str | None:
@@ -53,27 +113,32 @@ def recorded(name: str, results: Path | str | None = None) -> str | None:
 
 
 def title(name: str) -> str:
-    """The network, with the learning rate and the epochs where they are not Table 1's defaults."""
-    run = find(name)
-    notes = [f"lr {run.lr:g}"] * (run.lr != 1e-3) + [f"{run.epochs} epochs only"] * (run.epochs != 100)
+    """The network, with what differs from Table 1's recipe: "VGG38 BN + RC (lr 0.01)"."""
+    run, usual = find(name), find("vgg38")
+    notes = [f"lr {run.lr:g}"] * (run.lr != usual.lr)
+    notes += [f"weight decay {run.weight_decay:g}"] * (run.weight_decay != usual.weight_decay)
+    notes += [f"batch {run.batch}"] * (run.batch != usual.batch)
+    notes += [run.schedule] * (run.schedule != usual.schedule) + ["no augmentation"] * (not run.augment)
+    notes += [f"{run.epochs} epochs{' only' * (run.epochs < usual.epochs)}"] * (run.epochs != usual.epochs)
     return label(run) + (f" ({', '.join(notes)})" if notes else "")
 
 
-def curves(names: list[str], results: Path | str | None = None) -> Figure:
+def curves(
+    names: list[str], results: Path | str | None = None, report: str = "A", missing: Sequence[str] = ()
+) -> Figure:
     """Loss and accuracy by epoch: training faint and dashed, validation solid, one colour a run, a line a seed.
 
-    A star at the last epoch is what report A's Table 1 prints for the validation set.
+    A star at the last epoch is what the report prints for the validation set, of each seed that it trained.
     """
-    fig = Figure(figsize=(8, 3.4))
+    fig = Figure(figsize=(10, 3.6))
     loss, acc = fig.subplots(1, 2)
-    told = table_1(results, names).set_index(["run", "metric"]).reported
-    for name in names:
-        colour, text = STYLE[find(name).model][0], title(name)
+    told = reported(results)
+    told = told[(told.report == report) & told.run.isin(names) & told.metric.isin(["val_loss", "val_acc"])]
+    for name, colour in zip(names, colours(names), strict=True):
         for axes, metric, scale in ((loss, "loss", 1), (acc, "acc", 100)):
-            axes.plot([], [], color=colour, label=text)
-            axes.plot(
-                find(name).epochs, scale * told[name, f"val_{metric}"], "*", color=colour, ms=9, mec="black", mew=0.6
-            )
+            axes.plot([], [], color=colour, label=title(name).replace(" (", "\n").rstrip(")"))
+            stars = scale * told[(told.run == name) & (told.metric == f"val_{metric}")].value
+            axes.plot([find(name).epochs] * len(stars), stars, "*", color=colour, ms=9, mec="black", mew=0.6)
             for _, history in records.load_series(name, "history.csv", results).groupby("seed"):
                 axes.plot(history.epoch, scale * history[f"train_{metric}"], "--", color=colour, alpha=0.5, lw=1.2)
                 axes.plot(history.epoch, scale * history[f"val_{metric}"], color=colour, lw=1.5)
@@ -83,23 +148,22 @@ def curves(names: list[str], results: Path | str | None = None) -> Figure:
     acc.set(ylabel="accuracy (%)", title="Accuracy (dotted: guessing, 1 %)", ylim=(0, None))
     loss.plot([], [], "--", color="0.4", lw=1.2, label="training")
     loss.plot([], [], color="0.4", lw=1.5, label="validation")
-    if told.notna().any():
+    if len(told):
         loss.plot([], [], "*", color="0.4", ms=9, mec="black", mew=0.6, label="validation, reported")
-    loss.legend(frameon=False)
+    fig.legend(*loss.get_legend_handles_labels(), frameon=False, loc="outside right center")
     for axes in fig.axes:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    stamp(fig, names, results)
+    stamp(fig, names, results, missing=missing)
     return fig
 
 
-def flow(names: list[str], results: Path | str | None = None) -> Figure:
+def flow(name: str, results: Path | str | None = None) -> Figure:
     """Gradient flow by layer, a line an epoch, of the first seed: the reports' linear axis beside a logarithmic one."""
-    (name,) = names
     table = records.load_series(name, "gradients.csv", results)
     seed = table.seed.min()
     table = table[table.seed == seed]
-    layers, colour = [c for c in table if c not in ("epoch", "seed")], STYLE[find(name).model][0]
+    layers, (colour,) = [c for c in table if c not in ("epoch", "seed")], colours([name])
     x = np.arange(1, len(layers) + 1)
     fig = Figure(figsize=(8, 3.4))
     for axes, scale in zip(fig.subplots(1, 2), ("linear", "log"), strict=True):
@@ -121,7 +185,40 @@ def flow(names: list[str], results: Path | str | None = None) -> Figure:
     log.plot([], [], color="black", lw=1.4, label="before the first step")
     log.plot([], [], color=colour, lw=1.4, label="last mini-batch of an epoch")
     log.legend(frameon=False)
-    stamp(fig, names, results, seed)
+    stamp(fig, [name], results, seed)
+    return fig
+
+
+def settings(
+    names: list[str],
+    results: Path | str | None = None,
+    report: str = "B",
+    band: tuple[float, float] | None = None,
+) -> Figure:
+    """Validation accuracy, a line a run: what the report prints (stars), and each seed measured here (dots).
+
+    Args:
+        band: lowest and highest accuracy, fractions, to be shaded.
+    """
+    runs, told = records.load_runs(results), reported(results)
+    told = told[(told.report == report) & (told.metric == "val_acc")]
+    fig = Figure(figsize=(8, 0.8 + 0.27 * len(names)))
+    axes = fig.subplots()
+    if band:
+        axes.axvspan(100 * band[0], 100 * band[1], color="0.92", lw=0)
+    marks = dict(ls="", mec="black", mew=0.6, clip_on=False)
+    for i, name in enumerate(names):
+        stars, dots = told[told.run == name].value, runs[runs.run == name].val_acc
+        axes.plot(100 * stars, [i] * len(stars), marker="*", ms=10, color="white", **marks)
+        axes.plot(100 * dots, [i] * len(dots), marker="o", ms=5, color=PALETTE[0], **marks)
+    axes.plot([], [], marker="*", ms=10, color="white", label=f"reported ({report})", **marks)
+    axes.plot([], [], marker="o", ms=5, color=PALETTE[0], label="measured here, a dot a seed", **marks)
+    axes.set(xlabel="validation accuracy (%)", xlim=(0, None), ylim=(len(names) - 0.5, -0.5))
+    axes.set_yticks(range(len(names)), [title(name) for name in names])
+    axes.legend(frameon=False, loc="lower left")
+    have = [name for name in names if name in set(runs.run)]
+    if have:
+        stamp(fig, have, results)
     return fig
 
 
@@ -183,15 +280,22 @@ def headline(results: Path | str | None = None) -> Figure | None:
     return fig
 
 
-def stamp(fig: Figure, names: list[str], results: Path | str | None = None, seed: int | None = None) -> None:
-    """Where the numbers come from, from the records of all seeds or of one: below the figure."""
+def stamp(
+    fig: Figure,
+    names: list[str],
+    results: Path | str | None = None,
+    seed: int | None = None,
+    missing: Sequence[str] = (),
+) -> None:
+    """Where the numbers come from, from the records of all seeds or of one, and what is missing: below the figure."""
     runs = records.load_runs(results)
     runs = runs[runs.run.isin(names) & ((seed is None) | (runs.seed == seed))]
     seeds = ", ".join(str(s) for s in sorted(runs.seed.unique()))
     each = "single run" if len(runs) == len(names) else f"n = {len(runs)} in all"
     commits, devices = (", ".join(sorted(set(c))) for c in (runs.commit.str[:7], runs.device + ", " + runs.precision))
+    absent = f"not measured: {', '.join(missing)}\n" if missing else ""
     fig.supxlabel(
-        f"CIFAR-100 {runs.digest.iloc[0][:8]} · {each}, seed {seeds} · commit {commits} · {devices}",
+        f"{absent}CIFAR-100 {runs.digest.iloc[0][:8]} · {each}, seed {seeds} · commit {commits} · {devices}",
         fontsize=6.5,
         color="0.45",
         x=0.99,
@@ -224,8 +328,8 @@ def render(out: Path | str, results: Path | str | None = None):
     if fig:
         save(fig, out, "headline")
     yield "headline", None if fig else "no run of the story is recorded"
-    for exhibit, (how, names) in EXHIBITS.items():
-        have = [found for name in names if (found := recorded(name, results))]
-        if have:
-            save({"curves": curves, "flow": flow}[how](have, results), out, exhibit)
-        yield exhibit, None if have else f"not measured: {', '.join(names)}"
+    for exhibit, (_, names) in EXHIBITS.items():
+        fig = draw(exhibit, results)
+        if fig:
+            save(fig, out, exhibit)
+        yield exhibit, None if fig else f"not measured: {', '.join(names)}"

@@ -129,6 +129,24 @@ def verdicts(results: Path | str | None = None) -> pd.DataFrame:
     return told.assign(difference=told.value - told.measured)
 
 
+def for_reading(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """`verdicts` as text, accuracies in percent, by report, exhibit and run."""
+    scale = verdicts.metric.str.endswith("acc").map({True: 100, False: 1})
+
+    def text(values: pd.Series, sign: str = "") -> pd.Series:
+        return (values * scale).map(lambda x: "–" if pd.isna(x) else f"{x:{sign}.4g}")
+
+    columns = {
+        "metric": verdicts.metric,
+        "reported": text(verdicts.value),
+        "measured": text(verdicts.measured),
+        "difference": text(verdicts.difference, "+"),
+        "n": verdicts.n,
+        "verdict": verdicts.verdict,
+    }
+    return verdicts[["report", "exhibit", "run"]].assign(**columns).set_index(["report", "exhibit", "run"])
+
+
 def format_cells(row) -> tuple[str, str, str]:
     """Reported, measured and interval of a row of `table_1` as text; accuracies in percent."""
     scale = 100 if row.metric.endswith("acc") else 1

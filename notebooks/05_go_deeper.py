@@ -1,0 +1,266 @@
+# %% [markdown]
+# # Go deeper
+#
+# Batch normalisation (BN) and residual connections (RC) make 38 layers train (chapter 02). The reports go on: to 68,
+# 72 and "106" layers (report B), to 50 and 150 (report A). Two questions: what does depth do to the gradient of a
+# repaired net, and what does it buy?
+#
+# **You will see** BN alone fail a second time, by too much gradient instead of too little, and nets of up to 150 layers
+# with shortcuts that stay healthy.
+# **You will learn** why BN alone costs a *factor* a layer and a shortcut only a *power* of the depth; and how much of
+# the reports' gain by depth could be luck.
+# **You need** chapter 02, and a minute of two CPU cores. No GPU and no dataset are needed.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
+from vggres import RUNS, build, data, figures, tables
+from vggres.gradients import flow_on
+from vggres.models import MODELS, VGG, Block, count_parameters, layers, multiply_adds
+
+# %% [markdown]
+# ## Seven nets
+#
+# Report B stacks more of the blocks of chapter 02: two convolutions each, a shortcut in every block, an average-pooled
+# identity where the image is halved. Report A's deeper nets differ in two things: three convolutions a block, and a
+# shortcut with a 1x1 convolution and BN of its own where the image is halved. (A names neither the kernel nor the place
+# of the pooling: both are our choice.)
+
+# %%
+report_b = ["vgg38-resnet", "vgg68-resnet", "vgg72-resnet", "vgg106-resnet"]
+report_a = ["vgg16-bn-rc", "vgg50-bn-rc", "vgg150-bn-rc"]
+pd.DataFrame(
+    {
+        "report": ["B"] * 4 + ["A"] * 3,
+        "stages": [MODELS[m]["stages"] for m in report_b + report_a],
+        "processing blocks a stage": [MODELS[m]["blocks"] for m in report_b + report_a],
+        "layers": [len(layers(build(m, seed=0))) for m in report_b + report_a],
+        "parameters": [f"{count_parameters(build(m, seed=0)):,}" for m in report_b + report_a],
+        "million multiply-adds": [round(multiply_adds(m) / 1e6) for m in report_b + report_a],
+    },
+    index=[model.upper() for model in report_b + report_a],
+)
+
+# %%
+assert len(layers(build("vgg106-resnet"))) == 132
+assert build("vgg150-bn-rc", seed=0).eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 100)
+
+# %% [markdown]
+# The names count the layers, but for one: five stages of twelve blocks make 132, not 106. VGG72 is deeper than VGG68
+# and cheaper, since it halves the image five times: its late stages are blocks on 2x2 and 4x4 pixels.
+#
+# ## Watch batch normalisation fail again
+#
+# BN alone does not hold the gradient at 1. Chapter 02 derived the factor: on the way back each normalised layer
+# *enlarges* it by about $\sqrt{\pi/(\pi-1)} = 1.21$. Over 38 layers a net can bear that. What happens deeper?
+#
+# *Live.* Take report B's net with 1 to 20 blocks a stage, with and without its shortcuts, before the first step. How
+# much larger is the gradient of the first convolution than that of the last?
+
+# %%
+source = data.load("cifar100").subset(5000) if data.available() else data.load("synthetic")
+train_set = data.Images(*source.train)
+x, y = train_set.batch(next(data.plan_epoch(len(train_set), seed=0, epoch=0).batches(25)))
+
+
+def imbalance(**net):
+    """Mean |dE/dW| of the first convolution over that of the last, before the first step."""
+    _ = torch.manual_seed(0)
+    flow = flow_on(VGG(**net), x, y)
+    last = [*flow][-2]
+    return flow["entry.conv"] / flow[last]
+
+
+# %% tags=["nbval-ignore-output"]
+blocks = np.array([1, 5, 10, 20])
+depth = 6 * blocks + 8
+bn = np.array([imbalance(stages=3, blocks=b, norm=True) for b in blocks])
+bn_rc = np.array([imbalance(stages=3, blocks=b, norm=True, residual="all") for b in blocks])
+pd.DataFrame({"BN": bn, "BN + RC": bn_rc}, index=pd.Index(depth, name="layers")).map("{:.3g}".format)
+
+# %%
+a_layer = (bn[-1] / bn[1]) ** (1 / (depth[-1] - depth[1]))
+power = np.polyfit(np.log(depth), np.log(bn_rc), 1)[0]
+assert 1.1 < a_layer < 1.25, "BN alone: a factor a layer"
+assert bn_rc.max() < 30 and 0.2 < power < 1.5, "BN + RC: a power of the depth"
+
+# %% [markdown]
+# BN alone multiplies by about 1.2 a layer, over all depths, as the theory says: harmless at 14 layers, hundreds at 38,
+# a hundred million at 128. It is the vanishing gradient of chapter 01 the other way round, a gentler factor with the
+# same end. With shortcuts the imbalance grows as well, but only about in step with the depth itself. Now the reports'
+# own nets, each with its shortcuts and, to compare, without:
+
+# %% tags=["nbval-ignore-output"]
+theirs = pd.DataFrame(
+    {
+        "layers": [len(layers(build(m, seed=0))) for m in report_b + report_a],
+        "BN": [imbalance(**MODELS[m] | dict(residual="none")) for m in report_b + report_a],
+        "BN + RC": [imbalance(**MODELS[m]) for m in report_b + report_a],
+    },
+    index=report_b + report_a,
+)
+
+fig, axes = plt.subplots(figsize=(8, 4))
+axes.plot(depth, bn, "s-", color=figures.STYLE["vgg38-bn"][0], label="BN alone, 3 stages")
+axes.plot(depth, bn_rc, "D-", color=figures.STYLE["vgg38-bn-rc"][0], label="BN + RC, 3 stages")
+axes.plot(theirs.layers, theirs["BN + RC"], "*", ms=11, color="white", mec="black", label="the reports' nets, BN + RC")
+for model, row in theirs.iterrows():
+    place = (6, -12 if model == "vgg68-resnet" else 5)
+    axes.annotate(
+        model.split("-")[0].upper(), (row.layers, row["BN + RC"]), place, textcoords="offset points", fontsize=8
+    )
+axes.set(yscale="log", xlabel="layers", ylabel="gradient of the first conv / the last")
+axes.legend(frameon=False, loc="upper left")
+plt.show()
+
+# %% [markdown]
+# **Figure 1.** How much larger the first gradient is than the last, before the first step. *BN alone* is a straight
+# line on this axis: a factor a layer. *BN + RC* bends over. The stars are the reports' nets. Report B's follow the bent
+# line to 132 layers. Report A's VGG150 is an exception: its gradient is balanced a million times better than without
+# shortcuts, and still a hundred times worse than that of VGG106.
+
+# %%
+assert theirs["BN + RC"][report_b].max() < 200 and theirs.BN["vgg106-resnet"] > 1e7
+assert theirs["BN + RC"]["vgg150-bn-rc"] > 10 * theirs["BN + RC"]["vgg106-resnet"]
+assert theirs.BN["vgg150-bn-rc"] > 1e4 * theirs["BN + RC"]["vgg150-bn-rc"]
+
+# %% [markdown]
+# ## Why a power and not a factor
+#
+# Follow the stream that runs along the shortcuts. Block $k$ adds a branch to it that ends in BN, so what it adds has
+# about unit size, whatever came in:
+#
+# $$ x_{k+1} = \phi\big(x_k + f_k(x_k)\big), \qquad \mathrm{E}\, x_k^2 \approx c\, k . $$
+#
+# The stream grows, the additions do not; so a later block changes the stream by a smaller share (De and Smith, 2020).
+# On the way back the same share counts: the BN in the branch divides the gradient by the size of the stream that it
+# normalised, and a block multiplies the squared gradient by about $1 + a/k$ rather than by a constant. Over $K$ blocks
+#
+# $$ \prod_{k=1}^{K} \Big(1 + \frac{a}{k}\Big) \approx K^{a} . $$
+#
+# If this is so, the mean square of the stream must rise along a straight line. *Live.*
+
+
+# %%
+def stream(model):
+    """Mean square of each block's output, before the first step."""
+    net, sizes = build(model, seed=0).train(), []
+    for module in net.modules():
+        if isinstance(module, Block):
+            module.register_forward_hook(lambda block, inputs, out: sizes.append(out.square().mean().item()))
+    with torch.no_grad():
+        net(x)
+    return np.array(sizes)
+
+
+# %% tags=["nbval-ignore-output"]
+pooled, projected = stream("vgg68-resnet"), stream("vgg150-bn-rc")
+fig, axes = plt.subplots(figsize=(8, 3.4))
+for sizes, text, colour in (
+    (pooled, "VGG68 of report B: the shortcut is pooled", figures.PALETTE[9]),
+    (projected, "VGG150 of report A: the shortcut is convolved and normalised", figures.PALETTE[7]),
+):
+    axes.plot(range(1, len(sizes) + 1), sizes, "o-", ms=3, lw=1, color=colour, label=text)
+axes.set(xlabel="block", ylabel="mean square of its output", ylim=(0, None))
+axes.legend(frameon=False, loc="upper left")
+plt.show()
+
+# %%
+slope = np.polyfit(range(10), pooled[:10], 1)[0]
+straight = np.corrcoef(range(10), pooled[:10])[0, 1]
+assert 0.5 < slope < 1.2 and straight > 0.99
+ends = [11, 23, 35, 47]  # blocks of VGG150 that halve the image
+assert (projected[ends] < 1.2).all() and (projected[[e - 1 for e in ends]] > 6).all()
+
+# %% [markdown]
+# **Figure 2.** It does: each block adds a little less than 1. And here is what sets report A's VGG150 apart. Where it
+# halves the image its shortcut has a BN of its own, which brings the stream back to 1: one long stream has become four
+# short ones, and each pays its power of the depth anew, at the rate of the first blocks, which is the dearest. Report
+# B's pooling keeps the stream going. (The small steps down are the pooling, which averages four pixels.)
+#
+# So a shortcut that *is* the identity does more for the gradient than one that has been made convenient. He et al.
+# (2016) found the same by training.
+#
+# ## Ask what depth buys
+#
+# Here is what report B prints for its deeper nets, one run each. Is a gain of a point and a half a gain? The report has
+# one clue: it trained VGG38 ResNet (without weight decay) from three seeds.
+
+# %%
+told = tables.reported().query("report == 'B' and metric == 'val_acc'")
+seeds = told[told.run == "vgg38-resnet"].value
+luck = tables.prediction(seeds) * (2 / (1 + 1 / 3)) ** 0.5  # between two single runs
+print(f"three seeds: {', '.join(f'{100 * v:.2f}' for v in seeds)} %")
+print(f"two runs of one net differ by up to {100 * luck:.1f} points in 19 cases of 20")
+assert 0.02 < luck < 0.04
+
+# %%
+deeper = [f"{model}-wd1e-3" for model in report_b]
+base = told[told.run == deeper[0]].value.iloc[0]
+fig = figures.settings(deeper, report="B", band=(base - luck, base + luck))
+_ = fig.axes[0].set(xlim=(50, 75))
+figures.picture(fig)
+
+# %%
+gains = told[told.run.isin(deeper)].set_index("run").value - base
+assert (abs(gains) < luck).all()
+
+# %% [markdown]
+# **Figure 3.** Report B's depths (stars). The grey band is where a second run of VGG38 itself would be expected, if it
+# varies as the three seeds did. All three deeper nets lie inside. Their order, 106 < 68 < 72, is not a finding; that
+# none of them is *worse* than VGG38 is one, since plain VGG38 is worse than VGG08.
+#
+# Report A's three nets differ in depth by a factor of ten and in validation accuracy by two and a half points; here the
+# shallowest and the deepest are even:
+
+# %%
+told_a = tables.reported().query("report == 'A' and exhibit in ('Figure 7', 'Figure 8', 'Figure 9')")
+compared = (100 * told_a.pivot(index="run", columns="metric", values="value")).round(2)
+compared["million multiply-adds"] = [round(multiply_adds(RUNS[name].model) / 1e6) for name in compared.index]
+compared.sort_values("million multiply-adds")
+
+# %%
+shallow, deep = (told_a[told_a.run.str.startswith(model)].set_index("metric").value for model in report_a[::2])
+assert abs(deep.val_acc - shallow.val_acc) < 0.001 and deep.test_acc < shallow.test_acc
+
+# %% [markdown]
+# Eight times the arithmetic for six tenths of a point *less* on the test set. Report A draws the same conclusion: depth
+# alone stops paying, and width and resolution have to grow with it (Tan and Le, 2019). These nets have 32 filters at
+# every depth.
+#
+# ## Measured here
+#
+# What has been measured of these runs, beside what is reported. Accuracies in percent, losses in nats.
+
+# %%
+verdicts = tables.verdicts().query("metric != 'params'")
+tables.for_reading(verdicts[verdicts.exhibit.isin(["Set 5", "Figure 7", "Figure 8", "Figure 9"])])
+
+# %%
+figures.show("B-set-5")
+
+# %% [markdown]
+# **Report B, set 5**: accuracy and loss of the deeper nets.
+
+# %%
+figures.show("A-figure-7")
+
+# %%
+figures.show("A-figure-8")
+
+# %%
+figures.show("A-figure-9")
+
+# %% [markdown]
+# **Figures 7 to 9 of report A**: VGG16, VGG50 and VGG150 with BN + RC. Where a figure is missing, `vggres train` and
+# the name of the run measure it; it then appears here.
+#
+# ## What was shown
+#
+# - BN alone multiplies the gradient by about 1.2 a layer; at 128 layers that is a hundred million.
+# - With identity shortcuts the stream grows, each block counts for less, and the gradient grows with a power of the
+#   depth. A shortcut that is normalised on its way restarts the stream and gives part of that away.
+# - Depth is no obstacle any more. What the reports gain by it is less than two runs of one net may differ by.
