@@ -178,16 +178,17 @@ def test_the_queue_passes_over_what_another_process_trains(train, results, monke
 
 
 def test_kept_weights_give_the_records_test_accuracy(train, results, root, monkeypatch):
-    run = Run("vgg08", epochs=1)
+    run = Run("vgg08", slope=0.6, epochs=1)
     monkeypatch.setattr(weights, "WEIGHTS", {run.name})
     monkeypatch.setitem(runs.RUNS, run.name, run)
-    assert train("vgg08", "--epochs", 1).exit_code == 0
+    assert train(run.name).exit_code == 0
     record = records.read(records.folder_of(results, run.name, 0))
     done = vggres("evaluate", run.name, "--results", results, "--data", root, "--device", "cpu")
     assert done.exit_code == 0
     here, there = re.findall(r"(\d+\.\d\d) %", done.stdout)
     assert here == there == f"{100 * record['result']['test_acc']:.2f}"
-    assert not weights.load(run.name, results).training
+    net = weights.load(run.name, results)
+    assert not net.training and net.entry.act.negative_slope == 0.6
     assert vggres("verify", "--results", results).exit_code == 0
 
     path = results / record["weights"]["file"]
@@ -198,7 +199,7 @@ def test_kept_weights_give_the_records_test_accuracy(train, results, root, monke
     refused(vggres("evaluate", run.name, "--results", results, "--data", root), path)
     path.unlink()
     refused(vggres("evaluate", run.name, "--results", results, "--data", root), path)
-    train("vgg08", "--epochs", 1, "--seed", 1)  # only seed 0 is kept
+    train(run.name, "--seed", 1)  # only seed 0 is kept
     assert not list((results / "weights").iterdir())
 
 

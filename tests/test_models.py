@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vggres.errors import UserError
-from vggres.models import MODELS, Block, build, count_parameters, layers
+from vggres.models import INITS, MODELS, Block, Scale, build, count_parameters, gain, layers
 
 PARAMETERS = {
     "vgg08": 59_716,
@@ -19,11 +19,14 @@ PARAMETERS = {
     "vgg68-resnet": 616_900,
     "vgg72-resnet": 654_148,
     "vgg106-resnet": 1_210_948,
+    "vgg68": 612_676,
+    "vgg38-skipinit": 336_214,  # a number a block
 }
 CONVOLUTIONS = {
     **dict.fromkeys(PARAMETERS, 37),
     "vgg08": 7,
     "vgg68-resnet": 67,
+    "vgg68": 67,
     "vgg72-resnet": 71,
     "vgg106-resnet": 131,
     "vgg16-bn-rc": 15,
@@ -88,7 +91,7 @@ def test_the_entry_is_always_normalised(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_batch_norm_follows_each_convolution_of_the_bn_nets_and_no_other(name):
-    net, expected = build(name), name not in ("vgg08", "vgg38", "vgg38-rc")
+    net, expected = build(name), name not in ("vgg08", "vgg38", "vgg38-rc", "vgg38-skipinit", "vgg68")
     for block in (m for m in net.modules() if isinstance(m, Block)):
         for i in range(1, block.convs + 1):
             assert isinstance(block.get_submodule(f"norm{i}"), nn.BatchNorm2d) == expected
@@ -179,6 +182,81 @@ def test_weights_start_as_pytorch_draws_them():
     fan_in = 32 * 9
     assert weight.abs().max() <= fan_in**-0.5
     assert weight.var().item() == pytest.approx(1 / (3 * fan_in), rel=0.03)
+
+
+@pytest.mark.parametrize("slope", [0, 0.01, 0.6, 1])
+def test_the_gain_makes_up_for_what_the_activation_takes(slope):
+    z = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    z = torch.cat([z, -z])  # as many negative as positive
+    passed = F.leaky_relu(z, slope).square().mean()
+    assert gain(slope) ** 2 * passed.item() == pytest.approx(z.square().mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_an_initialisation_preserves_the_second_moment(init):
+    net = build("vgg38", seed=0, init=init, slope=0.6)
+    conv = net.stage1.block1.conv1
+    x = torch.randn(32, 32, 16, 16, generator=torch.Generator().manual_seed(0))
+    inside = F.conv2d(x, conv.weight).square().mean() if init != "delta-orthogonal" else conv(x).square().mean()
+    assert inside.item() == pytest.approx(2 / 1.36, rel=0.05)
+    weight = net.stage2.block3.conv2.weight
+    assert not torch.equal(weight, conv.weight)
+    assert weight.square().sum().item() == pytest.approx(32 * 2 / 1.36, rel=0.05)  # of 32 filters
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_an_initialisation_sets_every_weight_and_bias_and_nothing_else(init):
+    plain, net = (build("vgg38-resnet", seed=0, init=i).state_dict() for i in ("default", init))
+    for key, value in net.items():
+        if "norm" in key:
+            assert torch.equal(value, plain[key]), key
+        elif key.endswith("bias"):
+            assert not value.any(), key
+        else:
+            assert value.any() and not torch.equal(value, plain[key]), key
+
+
+def test_he_divides_by_the_fan_in_or_the_fan_out():
+    variance = {init: build("vgg08", 0, init, 0).entry.conv.weight.var().item() for init in ("he", "he-fan-out")}
+    assert variance["he"] == pytest.approx(2 / (9 * 3), rel=0.15)  # 864 weights
+    assert variance["he-fan-out"] == pytest.approx(2 / (9 * 32), rel=0.15)
+
+
+def test_orthogonal_filters_are_orthogonal():
+    weight = build("vgg38", seed=0, init="orthogonal", slope=0.5).stage1.block1.conv1.weight.flatten(1)
+    torch.testing.assert_close(weight @ weight.T, 2 / 1.25 * torch.eye(32), rtol=0, atol=1e-5)
+
+
+def test_delta_orthogonal_keeps_the_norm_of_every_pixel(x):
+    conv = build("vgg38", seed=0, init="delta-orthogonal", slope=0.6).stage1.block1.conv1
+    torch.testing.assert_close(conv(x).norm(dim=1), gain(0.6) * x.norm(dim=1))  # at the edges too
+    assert conv.weight.count_nonzero() <= 32 * 32
+
+
+def test_the_slope_is_every_activations():
+    slopes = {m.negative_slope for m in build("vgg38", slope=0.6).modules() if isinstance(m, nn.LeakyReLU)}
+    assert slopes == {0.6}
+    assert build("vgg38").entry.act.negative_slope == 0.01
+    assert torch.equal(build("vgg38", 0, slope=0.6).head.weight, build("vgg38", 0).head.weight)
+
+
+def test_a_skipinit_block_starts_as_the_identity_and_learns_its_scalar_first():
+    net = build("vgg38-skipinit", seed=0)
+    x = torch.rand(4, 32, 16, 16, generator=torch.Generator().manual_seed(0))
+    for block in (net.stage1.block1, net.stage2.reduce):
+        torch.testing.assert_close(block(x), F.avg_pool2d(x, 2) if block.reduce else x)
+    net(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    scales = [m.weight.grad for m in net.modules() if isinstance(m, Scale)]
+    assert len(scales) == 18 and all(scales)
+    assert not net.stage1.block1.conv1.weight.grad.any()
+
+
+def test_what_cannot_be_built_is_refused():
+    with pytest.raises(UserError, match=r"'glorot'.*default, he, he-fan-out, orthogonal, delta-orthogonal"):
+        build("vgg38", init="glorot")
+    for changes in (dict(init="he"), dict(slope=0.6)):
+        with pytest.raises(UserError, match="activation of its own"):
+            build("vgg38-resnet-sigmoid", **changes)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():

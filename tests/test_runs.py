@@ -2,13 +2,14 @@
 
 import csv
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
 from vggres.errors import UserError
-from vggres.models import MODELS
+from vggres.models import INITS, MODELS, SLOPE
 from vggres.runs import QUEUE, RUNS, TABLE_1, WEIGHTS, Run, find
 
 REPORTED = Path(__file__).resolve().parents[1] / "results" / "reported.csv"
@@ -33,6 +34,11 @@ def reported(report, exhibit):
         (Run("vgg08", schedule="cosine-step"), "vgg08-cosine-step"),
         (Run("vgg08", dataset="cifar10", augment=False), "vgg08-cifar10-no-augment"),
         (Run("vgg08").tiny(), "vgg08-synthetic-2000-images-2ep"),
+        (Run("vgg38", init="he", lr=1e-4), "vgg38-he-lr1e-4"),
+        (
+            Run("vgg38", init="delta-orthogonal", slope=0.6, lr=4e-4, epochs=5),
+            "vgg38-delta-orthogonal-slope0.6-lr4e-4-5ep",
+        ),
     ],
 )
 def test_a_name_spells_out_what_is_not_a_default(run, name):
@@ -49,6 +55,8 @@ def test_names_are_unique_and_the_keys_of_the_registry():
 
 def test_every_registered_run_has_a_known_network():
     assert {run.model for run in RUNS.values()} <= set(MODELS)
+    assert {run.init for run in RUNS.values()} <= {"default", *INITS}
+    assert Run("vgg38").slope == SLOPE
 
 
 @pytest.mark.parametrize("run", [*RUNS.values(), find("vgg38").tiny()], ids=lambda run: run.name)
@@ -57,6 +65,11 @@ def test_a_run_survives_its_dictionary(run):
     assert again == run
     assert again.exhibits == run.exhibits
     assert run.to_dict()["name"] == run.name
+
+
+def test_a_record_from_before_a_field_was_added_is_of_its_default():
+    older = {k: v for k, v in Run("vgg38").to_dict().items() if k not in ("init", "slope")}
+    assert Run.from_dict(older) == Run("vgg38") != Run("vgg38", slope=0.6)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +86,9 @@ def test_a_run_survives_its_dictionary(run):
         dict(lr_end=float("nan")),
         dict(weight_decay=-1e-3),
         dict(weight_decay=float("nan")),
+        dict(slope=-0.1),
+        dict(slope=1.5),
+        dict(slope=float("nan")),
         dict(limit=0),
         dict(limit=-5),
         dict(schedule="linear"),
@@ -167,6 +183,14 @@ def test_table_1_is_registered_under_both_meanings_of_the_schedule():
     for name in TABLE_1:
         other = replace(RUNS[name], schedule="cosine-step", exhibits=())
         assert RUNS[other.name] == other
+
+
+def test_the_plain_net_is_queued_with_each_of_three_changes_and_without_after_what_the_reports_did():
+    changes = dict(init=("default", "delta-orthogonal"), slope=(0.01, 0.6), lr=(1e-3, 4e-4))
+    cube = {Run("vgg38", **dict(zip(changes, values, strict=True))) for values in product(*changes.values())}
+    assert len(cube) == 8 and cube <= set(RUNS.values())
+    first = min(i for i, (run, _) in enumerate(QUEUE) if run in cube - {RUNS["vgg38"]})
+    assert all(not run.exhibits for run, _ in QUEUE[first:])
 
 
 def test_tiny_keeps_the_recipe_and_says_so_in_its_name():

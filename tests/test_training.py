@@ -17,6 +17,7 @@ from filelock import FileLock
 from vggres import data, records, training
 from vggres.engine import Engine
 from vggres.errors import UserError
+from vggres.gradients import flow_on
 from vggres.models import build, layers
 from vggres.runs import Run, find
 
@@ -353,6 +354,16 @@ def test_history_and_gradients_have_one_line_an_epoch(tmp_path, synthetic):
     names = [name for name, _ in layers(build(SMALL.model))]
     assert gradients.columns.tolist() == ["epoch", *names, "seed"]
     assert (gradients[names] > 0).all(axis=None)
+
+
+def test_the_net_is_built_with_the_runs_initialisation_and_slope(tmp_path, synthetic):
+    run = Run("vgg08", init="delta-orthogonal", slope=0.6).tiny(limit=100, epochs=1)
+    training.train(run, 0, synthetic, tmp_path, "cpu")
+    first = next(data.plan_epoch(100, 0, 0).batches(100))
+    batch = data.Images(*synthetic.subset(100).train).batch(first)
+    expected = flow_on(build("vgg08", 0, "delta-orthogonal", 0.6), *batch)
+    start = records.load_series(run.name, "gradients.csv", tmp_path).iloc[0]
+    assert [start[layer] for layer in expected] == pytest.approx(list(expected.values()), rel=1e-3)
 
 
 def test_a_later_commit_that_went_on_with_the_run_is_recorded(tmp_path, synthetic, monkeypatch):

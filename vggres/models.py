@@ -1,9 +1,12 @@
-"""The networks of reports A and B: one `VGG`, one `Block`, and `build(name)`.
+"""The networks of reports A and B: one `VGG`, one `Block`, `build(name)`; and how their weights are initialised.
 
-Every convolution is 3x3, stride 1, padding 1, with 32 filters; the initialisation is PyTorch's default.
+Every convolution is 3x3, stride 1, padding 1, with 32 filters; unless asked otherwise, the initialisation is
+PyTorch's default, as in the reports.
 """
 
+import math
 from collections import OrderedDict
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Literal
 
@@ -14,6 +17,7 @@ from torch.nn import functional as F
 from vggres.errors import UserError
 
 Residual = Literal["none", "processing", "all"]
+SLOPE = 0.01  # of the reports' LeakyReLU, for negative inputs
 
 
 class Block(nn.Module):
@@ -23,6 +27,7 @@ class Block(nn.Module):
     image by average pooling after its first activation, and its convolutions have a bias.
 
     With `norm`, batch normalisation follows each convolution, before the activation (report A, section 5).
+    With `skipinit`, a branch beside a shortcut ends in a learnable `Scale` instead, and starts as nothing.
     The shortcut is the identity; across a reduction it is the average-pooled identity (report B), or, with
     `project`, pooling, a 1x1 convolution and batch normalisation (report A, "Additional experiments", which
     names neither the kernel size nor the place of the pooling: both are our choice).
@@ -30,12 +35,24 @@ class Block(nn.Module):
     Shapes: (N, C, H, W) -> (N, C, H, W), or (N, C, H // 2, W // 2) for a reduction block.
     """
 
-    def __init__(self, channels: int, convs: int, reduce: bool, norm: bool, skip: bool, project: bool, act: nn.Module):
+    def __init__(
+        self,
+        channels: int,
+        convs: int,
+        reduce: bool,
+        norm: bool,
+        skip: bool,
+        project: bool,
+        act: nn.Module,
+        skipinit: bool = False,
+    ):
         super().__init__()
         self.reduce, self.skip, self.act = reduce, skip, act
         for i in range(1, convs + 1):
             self.add_module(f"conv{i}", nn.Conv2d(channels, channels, 3, padding=1, bias=reduce))
             self.add_module(f"norm{i}", nn.BatchNorm2d(channels) if norm else nn.Identity())
+        if skip and skipinit:
+            self.add_module(f"norm{convs}", Scale())
         self.shortcut = nn.Identity()
         if skip and reduce and project:
             self.shortcut = nn.Sequential(
@@ -56,6 +73,20 @@ class Block(nn.Module):
         return self.act(h)
 
 
+class Scale(nn.Module):
+    """Multiply by one learnable number, which starts at 0: SkipInit (De and Smith, 2020, section 4).
+
+    A residual block whose branch ends so is the identity at first, whatever its weights are.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x
+
+
 class VGG(nn.Sequential):
     """Entry, `stages` times (`blocks` processing blocks and a reduction block), global average pool, linear.
 
@@ -67,7 +98,8 @@ class VGG(nn.Sequential):
         residual: which blocks have a shortcut: "none", "processing" (report A) or "all" (report B).
         convs: convolutions a block; 3 in report A's additional experiments.
         project: the reduction shortcut is a convolution with batch normalisation, not a pooled identity.
-        act: the activation, shared by all layers; it must hold no state.
+        act: the activation, shared by all layers; it must hold no state. LeakyReLU(0.01) if None.
+        skipinit: every branch beside a shortcut ends in a learnable scalar that starts at 0, see `Scale`.
 
     Shapes: (N, 3, 32, 32) float -> (N, classes) logits.
     """
@@ -81,14 +113,15 @@ class VGG(nn.Sequential):
         convs: int = 2,
         project: bool = False,
         act: nn.Module | None = None,
+        skipinit: bool = False,
         filters: int = 32,
         classes: int = 100,
     ):
-        act = act or nn.LeakyReLU(0.01)
+        act = act or nn.LeakyReLU(SLOPE)
 
         def block(reduce: bool) -> Block:
             skip = residual == "all" or (residual == "processing" and not reduce)
-            return Block(filters, convs, reduce, norm, skip, project, act)
+            return Block(filters, convs, reduce, norm, skip, project, act, skipinit)
 
         parts: list[tuple[str, nn.Module]] = [
             (
@@ -134,28 +167,81 @@ MODELS: dict[str, dict] = {
     "vgg16-bn-rc": dict(stages=2, blocks=1, norm=True, residual="all", convs=3, project=True),
     "vgg50-bn-rc": dict(stages=3, blocks=4, norm=True, residual="all", convs=3, project=True),
     "vgg150-bn-rc": dict(stages=4, blocks=11, norm=True, residual="all", convs=3, project=True),
+    # No report's: without batch normalisation in their depth, trained by initialisation, activation and step alone.
+    "vgg68": dict(stages=3, blocks=10),
+    "vgg38-skipinit": dict(stages=3, blocks=5, residual="all", skipinit=True),
 }
 
 
-def build(name: str, seed: int | None = None) -> VGG:
-    """The network of that name, with PyTorch's default initialisation.
+def gain(slope: float = SLOPE) -> float:
+    """`sqrt(2 / (1 + slope^2))`: with weights of variance gain^2 / fan_in a layer behind a LeakyReLU keeps the second
+    moment of its input, since a centred one leaves (1 + slope^2) / 2 of it (He et al., 2015, equation 14)."""
+    return math.sqrt(2 / (1 + slope**2))
+
+
+def _delta_orthogonal(weight: Tensor, gain: float) -> None:
+    """An orthogonal matrix at the centre of the kernel, zero around it: at first every pixel keeps to itself, and the
+    norm of its channels is multiplied by `gain` exactly (Xiao et al., 2018, algorithm 1)."""
+    nn.init.zeros_(weight)
+    centre = tuple(size // 2 for size in weight.shape[2:])
+    nn.init.orthogonal_(weight[:, :, *centre], gain)
+
+
+# How the weights of convolutions and linear layers can be drawn, beside PyTorch's default; (weight, gain) -> None.
+INITS: dict[str, Callable[[Tensor, float], object]] = {
+    # He et al. (2015): normal, of variance gain^2 / fan; the fan-in preserves the signal, the fan-out the gradient.
+    "he": lambda weight, gain: nn.init.normal_(weight, std=gain / weight[0].numel() ** 0.5),
+    "he-fan-out": lambda weight, gain: nn.init.normal_(weight, std=gain / weight[:, 0].numel() ** 0.5),
+    "orthogonal": nn.init.orthogonal_,  # (out, in * height * width) as one matrix (Saxe et al., 2014)
+    "delta-orthogonal": _delta_orthogonal,
+}
+
+
+def initialise(net: nn.Module, init: str, slope: float = SLOPE) -> None:
+    """Draw all weights of convolutions and linear layers anew, with the `gain` of that slope, and set their biases
+    to 0. Batch normalisation and `Scale` stay as they are.
+
+    Args:
+        init: a key of `INITS`.
+
+    Raises:
+        UserError: no such initialisation.
+    """
+    if init not in INITS:
+        raise UserError(f"no initialisation is called {init!r}; there are default, {', '.join(INITS)}")
+    with torch.no_grad():
+        for _, layer in layers(net):
+            INITS[init](layer.weight, gain(slope))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def build(name: str, seed: int | None = None, init: str = "default", slope: float = SLOPE) -> VGG:
+    """The network of that name.
 
     Args:
         name: a key of `MODELS`, such as "vgg38-bn-rc".
         seed: draw the initial weights from this seed (the global generator is left as it was); without one
             they come from the global generator.
+        init: "default" is PyTorch's, as in the reports; or a key of `INITS`, see `initialise`.
+        slope: of the LeakyReLU, for negative inputs.
 
     Raises:
-        UserError: no such network; the message names the nearest ones.
+        UserError: no such network or initialisation; or its activation is no LeakyReLU, for which alone slope and
+            gain are meant.
     """
     if name not in MODELS:
         near = get_close_matches(name, MODELS, cutoff=0.3) or list(MODELS)
         raise UserError(f"no network is called {name!r}; the nearest: {', '.join(near)}")
-    if seed is None:
-        return VGG(**MODELS[name])
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return VGG(**MODELS[name])
+    if "act" in MODELS[name] and (init, slope) != ("default", SLOPE):
+        raise UserError(f"{name} has an activation of its own: it is built with init='default' and slope={SLOPE} only")
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        net = VGG(**{"act": nn.LeakyReLU(slope)} | MODELS[name])
+        if init != "default":
+            initialise(net, init, slope)
+    return net
 
 
 def layers(net: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -6,6 +6,7 @@ Reported numbers are not here: they are in `results/reported.csv`, joined by the
 import math
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
+from itertools import product
 from typing import Literal, get_args
 
 from vggres.errors import UserError
@@ -18,7 +19,7 @@ class Run:
     """One training experiment: a network, the data and the recipe.
 
     Attributes:
-        model: a name that `vggres.build` knows.
+        model, init, slope: what `vggres.build` makes: the network, how its weights are drawn, and its LeakyReLU.
         dataset: "cifar100", "cifar10" or "synthetic".
         epochs, batch: passes over the training set, and images a step.
         lr, lr_end: Adam's step size at the start and at the end of the cosine.
@@ -40,6 +41,8 @@ class Run:
     schedule: Schedule = "cosine-epoch"
     augment: bool = True
     limit: int | None = None
+    init: str = "default"
+    slope: float = 0.01
     exhibits: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self):
@@ -51,6 +54,8 @@ class Run:
         for name in ("lr_end", "weight_decay"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise UserError(f"{name} must be 0 or more, and finite, not {value}")
+        if not 0 <= self.slope <= 1:
+            raise UserError(f"slope must be from 0 (ReLU) to 1 (linear), not {self.slope}")
         for name, known in (("schedule", get_args(Schedule)), ("optimizer", ("adam",))):
             if (value := getattr(self, name)) not in known:
                 raise UserError(f"no {name} is called {value!r}; there are {', '.join(known)}")
@@ -59,6 +64,10 @@ class Run:
     def name(self) -> str:
         """The slug: the model, then whatever differs from report A's defaults."""
         parts = [self.model]
+        if self.init != "default":
+            parts.append(self.init)
+        if self.slope != 0.01:
+            parts.append(f"slope{self.slope:g}")
         if self.dataset != "cifar100":
             parts.append(self.dataset)
         if self.lr != 1e-3:
@@ -101,7 +110,7 @@ class Run:
 
     @classmethod
     def from_dict(cls, fields: dict) -> "Run":
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`; a field that is missing, as in an older record, has its default."""
         fields = {k: v for k, v in fields.items() if k != "name"}
         return cls(**{**fields, "exhibits": tuple(fields.get("exhibits", ()))})
 
@@ -124,6 +133,15 @@ _TABLE_1 = [  # report A, Table 1, in its order
     Run("vgg38-bn-rc", exhibits=("A/Table 1",)),
     Run("vgg38-bn", lr=1e-2, exhibits=("A/Table 1",)),
     Run("vgg38-bn-rc", lr=1e-2, exhibits=("A/Table 1", "A/Figure 4", "A/Figure 5")),
+]
+
+
+# The plain VGG38 with and without each of three changes: the weights, the slope, the step. The eighth is Table 1's.
+_ALL_THREE = Run("vgg38", init="delta-orthogonal", slope=0.6, lr=4e-4)
+_CHANGED = [
+    replace(_ALL_THREE, init=init, slope=slope, lr=lr)
+    for init, slope, lr in product(("default", "delta-orthogonal"), (0.01, 0.6), (1e-3, 4e-4))
+    if (init, slope, lr) != ("default", 0.01, 1e-3)
 ]
 
 
@@ -166,8 +184,20 @@ _GROUPS: list[tuple[tuple[int, ...], list[Run]]] = [
             Run("vgg38-bn-rc", lr=1e-2, **TEXT_OF_A, exhibits=("A/text",)),
         ],
     ),
+    # What else can fix it (no report's): see chapter 08.
+    ((0, 1, 2), [_ALL_THREE, Run("vgg38-skipinit")]),
+    (
+        (0,),
+        [
+            *(run for run in _CHANGED if run != _ALL_THREE),
+            *(Run("vgg38", init=init, lr=1e-4) for init in ("he", "delta-orthogonal")),
+            replace(_ALL_THREE, slope=0.36),  # the slope at which the theory's cosine is 0.9 for 37 layers,
+            replace(_ALL_THREE, model="vgg68", slope=0.49),  # and for 67 (Zhang et al., 2022)
+        ],
+    ),
     # Five epochs of the nets of the story, for where there is no GPU.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
+    ((0,), [replace(_ALL_THREE, epochs=5)]),
 ]
 RUNS: dict[str, Run] = {run.name: run for _, group in _GROUPS for run in group}
 QUEUE: list[tuple[Run, int]] = [(run, seed) for seeds, group in _GROUPS for seed in seeds for run in group]

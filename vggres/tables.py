@@ -30,10 +30,11 @@ def reported(results: Path | str | None = None) -> pd.DataFrame:
 
 
 def label(run: Run) -> str:
-    """The network as the reports write it: "VGG38 BN + RC"."""
+    """The network as the reports write it: "VGG38 BN + RC"; then its initialisation and slope, if not the reports'."""
     model, *variant = run.model.split("-")
-    words = {"bn": "BN", "rc": "RC", "resnet": "ResNet", "sigmoid": "sigmoid"}
-    return " ".join([model.upper(), " + ".join(words[v] for v in variant)]).strip()
+    words = {"bn": "BN", "rc": "RC", "resnet": "ResNet", "sigmoid": "sigmoid", "skipinit": "SkipInit"}
+    notes = [run.init] * (run.init != "default") + [f"slope {run.slope:g}"] * (run.slope != 0.01)
+    return ", ".join([" ".join([model.upper(), " + ".join(words[v] for v in variant)]).strip(), *notes])
 
 
 def interval(values: pd.Series, level: float = 0.95) -> float | None:

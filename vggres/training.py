@@ -96,7 +96,8 @@ def steps(
             say(f"is recorded already in {folder}; delete the folder to measure again")
             return record
         git = records.provenance()
-        engine = Engine(build(run.model, seed), run.lr, run.weight_decay, pick_device(device))
+        net = build(run.model, seed, run.init, run.slope)
+        engine = Engine(net, run.lr, run.weight_decay, pick_device(device))
         state = resume(folder, run, seed, engine, say) or State()
         if git not in state.git:
             state.git.append(git)

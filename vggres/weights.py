@@ -11,7 +11,7 @@ from vggres import records
 from vggres.errors import UserError
 from vggres.files import write_atomically
 from vggres.models import VGG, build
-from vggres.runs import WEIGHTS, find
+from vggres.runs import WEIGHTS, Run, find
 
 
 def keep(results: Path | str, name: str, seed: int, state: dict[str, Tensor]) -> dict:
@@ -48,6 +48,7 @@ def load(name: str, results: Path | str | None = None) -> VGG:
     path = results / record["weights"]["file"]
     if not path.is_file() or hashlib.sha256(content := path.read_bytes()).hexdigest() != record["weights"]["sha256"]:
         raise UserError(f"{path}: missing, or not the weights that the record of {name} was written with")
-    net = build(record["run"]["model"])
+    run = Run.from_dict(record["run"])
+    net = build(run.model, init=run.init, slope=run.slope)
     net.load_state_dict(read_tensors(content))
     return net.eval()
