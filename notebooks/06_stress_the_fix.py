@@ -63,8 +63,8 @@ assert {"vgg38-resnet-sigmoid", "vgg38-resnet-wd1e-2", "vgg38-resnet-wd1e-3-batc
 
 # %% [markdown]
 # **Figure 2.** From VGG38 ResNet with weight decay 1e-3, the report's choice: learning rates of 5, 30 and 100 times the
-# usual, and other batches. Every larger step costs, a hundredfold one nearly everything, but nothing diverges. Small
-# batches are as good as 100, large ones worse.
+# usual, and other batches. Every larger step costs, a hundredfold one nearly everything, but nothing diverges. A
+# batch of 64 is as good as one of 100; larger ones are worse.
 #
 # Why? Four short experiments, before any training.
 #
@@ -183,9 +183,9 @@ assert np.allclose(steps["step / weights"], np.array(rates) * np.sqrt(3 * 288), 
 # %% [markdown]
 # At 1e-3 a step is a correction of three per cent. At 3e-2 it nearly equals the weights, at 1e-1 it is three times as
 # long: after it the first draw is forgotten, and so is what the step before had learned. That these nets do not diverge
-# is again the normalisation's doing. A step at right angles makes the weights longer, and longer weights turn less by
-# the next step; the net lowers its own learning rate (Arora et al., 2019). It is a brake, and it costs: 15 % in place
-# of 65 %.
+# is again the normalisation's doing. A step nearly at right angles makes the weights longer, and longer weights turn
+# less by the next step; the net lowers its own learning rate (Arora et al., 2019). It is a brake, and it costs: 15 % in
+# place of 65 %.
 #
 # ## Count the steps
 #
