@@ -1,10 +1,11 @@
-"""The networks of reports A and B: one `VGG`, one `Block`, and `build(name)`.
+"""The networks of reports A and B: one `VGG`, one `Block`; and `build(name)`, for those of C and D too (`resnets`).
 
-Every convolution is 3x3, stride 1, padding 1, with 32 filters; the initialisation is PyTorch's default.
+Every convolution here is 3x3, stride 1, padding 1, with 32 filters; the initialisation is PyTorch's default.
 """
 
 from collections import OrderedDict
 from difflib import get_close_matches
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vggres.errors import UserError
+from vggres.resnets import NETS, GlobalAveragePool
 
 Residual = Literal["none", "processing", "all"]
 
@@ -109,16 +111,6 @@ class VGG(nn.Sequential):
         super().__init__(OrderedDict(parts))
 
 
-class GlobalAveragePool(nn.Module):
-    """Mean over height and width, (N, C, H, W) -> (N, C).
-
-    Unlike `nn.AdaptiveAvgPool2d(1)`, its backward pass is deterministic on CUDA.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3))
-
-
 # Report A's BN+RC has shortcuts in processing blocks only; report B's "ResNet" in every block.
 MODELS: dict[str, dict] = {
     "vgg08": dict(stages=3, blocks=0),
@@ -137,25 +129,27 @@ MODELS: dict[str, dict] = {
 }
 
 
-def build(name: str, seed: int | None = None) -> VGG:
-    """The network of that name, with PyTorch's default initialisation.
+def build(name: str, seed: int | None = None, classes: int = 100) -> nn.Module:
+    """The network of that name, with its default initialisation: PyTorch's, or torchvision's for its ResNets.
 
     Args:
-        name: a key of `MODELS`, such as "vgg38-bn-rc".
+        name: a key of `MODELS` or of `resnets.NETS`, such as "vgg38-bn-rc" or "resnet18".
         seed: draw the initial weights from this seed (the global generator is left as it was); without one
             they come from the global generator.
+        classes: how many logits.
 
     Raises:
         UserError: no such network; the message names the nearest ones.
     """
-    if name not in MODELS:
-        near = get_close_matches(name, MODELS, cutoff=0.3) or list(MODELS)
+    if name not in MODELS and name not in NETS:
+        near = get_close_matches(name, [*MODELS, *NETS], cutoff=0.3) or [*MODELS, *NETS]
         raise UserError(f"no network is called {name!r}; the nearest: {', '.join(near)}")
+    make = NETS[name] if name in NETS else partial(VGG, **MODELS[name])
     if seed is None:
-        return VGG(**MODELS[name])
+        return make(classes=classes)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return VGG(**MODELS[name])
+        return make(classes=classes)
 
 
 def layers(net: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -168,11 +162,16 @@ def count_parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 
-def multiply_adds(name: str) -> int:
-    """Of one image's forward pass through a network of `MODELS`, in its convolutions and its linear layer."""
-    net, counts = build(name, seed=0).eval(), []
-    for _, layer in layers(net):
-        layer.register_forward_hook(lambda m, inputs, z: counts.append(m.weight.numel() * z[0, 0].numel()))
-    with torch.no_grad():
-        net(torch.zeros(1, 3, 32, 32))
+def multiply_adds(name: str, size: int = 32) -> int:
+    """Of one image's forward pass through a network, in its convolutions and its linear layers; counted, not computed.
+
+    Args:
+        size: the image's height and width in pixels.
+    """
+    counts: list[int] = []
+    with torch.device("meta"):
+        net = build(name).eval()
+        for _, layer in layers(net):
+            layer.register_forward_hook(lambda m, inputs, z: counts.append(m.weight.numel() * z[0, 0].numel()))
+        net(torch.zeros(1, 3, size, size))
     return sum(counts)
