@@ -89,7 +89,9 @@ def list_(results: Results):
 @app.command()
 def data(
     root: DataRoot,
-    dataset: Annotated[str, typer.Option(help="cifar100 or cifar10.")] = "cifar100",
+    dataset: Annotated[
+        str, typer.Option(help="cifar100, cifar10, or cifar100-30, 30 training images a class.")
+    ] = "cifar100",
 ):
     """Download a dataset, check every image, and convert it. What is there already is only checked."""
     if dataset not in datasets.SPECS:
@@ -173,14 +175,15 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
 ):
     """Test a run's kept weights (of seed 0, the best on the validation set) beside what its record says."""
-    from vggres.data import Images
+    from vggres.data import Images, scaling
     from vggres.engine import Engine, pick_device
     from vggres.weights import load
 
     net, record = load(name, results), records.read(records.folder_of(results, name, 0))
     run = find(name)
     engine = Engine(net, run.lr, run.weight_decay, pick_device(device))
-    _, accuracy = engine.evaluate(Images(*datasets.load(run.dataset, root).test, engine.device))
+    whole = datasets.load(run.dataset, root)
+    _, accuracy = engine.evaluate(Images(*whole.test, engine.device, *scaling(run.normalise, whole.train[0])))
     typer.echo(
         f"{name}: test {100 * accuracy:.2f} % here ({engine.precision}), "
         f"{100 * record['result']['test_acc']:.2f} % in the record ({record['device']['precision']})"

@@ -7,7 +7,7 @@ images are brought into the order of their hashes.
 import hashlib
 import os
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +40,9 @@ class Spec:
     python_files: dict[str, tuple[str, ...]]
     python_labels: tuple[str, ...]
     python_names: tuple[str, str]
+    torchvision: str  # its class there
+    classes: int
+    images_a_class: int | None = None  # only so many train: those of the smallest SHA-256
 
 
 SPECS = {
@@ -57,6 +60,8 @@ SPECS = {
         python_files={"train": ("train",), "test": ("test",)},
         python_labels=("coarse_labels", "fine_labels"),
         python_names=("meta", "fine_label_names"),
+        torchvision="CIFAR100",
+        classes=100,
     ),
     "cifar10": Spec(
         folder="cifar-10-batches-bin",
@@ -72,12 +77,30 @@ SPECS = {
         python_files={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
         python_labels=("labels",),
         python_names=("batches.meta", "label_names"),
+        torchvision="CIFAR10",
+        classes=10,
     ),
 }
+# As many images as report D's transfer learning has: its training accuracies are multiples of 1/3000.
+SPECS["cifar100-30"] = replace(SPECS["cifar100"], images_a_class=30)
 
 # The channel statistics that the course framework of reports A and B divides by, on CIFAR-100 too. They are
 # CIFAR-10's; the first layer and its batch normalisation absorb the difference.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+def scaling(normalise: str, images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation a channel, in fractions of 255, by which a run normalises.
+
+    Args:
+        normalise: "course" (`MEAN`, `STD`), "none" (0 and 1), or "own": those of `images`, the training images.
+    """
+    if normalise == "own":
+        counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(3)])
+        level, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
+        mean = share @ level
+        return tuple(mean.tolist()), tuple(np.sqrt(share @ level**2 - mean**2).tolist())
+    return {"course": (MEAN, STD), "none": ((0.0,) * 3, (1.0,) * 3)}[normalise]
 
 
 @dataclass(frozen=True)
@@ -89,16 +112,12 @@ class Data:
     val: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray]
     digests: dict[str, str]
+    classes: int = 100
 
     def subset(self, n: int) -> "Data":
         """The same with at most `n` training, `n // 2` validation and `n // 2` test images, balanced by class."""
-        return Data(
-            self.name,
-            _balanced(self.train, n),
-            _balanced(self.val, n // 2),
-            _balanced(self.test, n // 2),
-            self.digests,
-        )
+        sizes = {"train": n, "val": n // 2, "test": n // 2}
+        return replace(self, **{split: _balanced(getattr(self, split), size) for split, size in sizes.items()})
 
 
 def default_root() -> Path:
@@ -110,7 +129,8 @@ def load(name: str = "cifar100", root: Path | str | None = None) -> Data:
     """Read and verify a dataset, and split its training images 19 : 1.
 
     Args:
-        name: "cifar100", "cifar10", or "synthetic" (which needs no file).
+        name: "cifar100", "cifar10", "cifar100-30" (of the first, with 30 training images a class), or "synthetic"
+            (which needs no file).
         root: the folder that holds the official binary or python layout, or that layout's own folder.
 
     Raises:
@@ -135,7 +155,14 @@ def load(name: str = "cifar100", root: Path | str | None = None) -> Data:
         images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))[order]
         splits[split] = images, labels[order].astype(np.int64)
     train, val = hold_out(*splits["train"])
-    return Data(name, train, val, splits["test"], digests)
+    if spec.images_a_class:
+        train = _balanced(train, spec.images_a_class * spec.classes)
+    return Data(name, train, val, splits["test"], digests, spec.classes)
+
+
+def classes(name: str) -> int:
+    """How many classes a dataset has."""
+    return SPECS[name].classes if name in SPECS else 100
 
 
 def available(name: str = "cifar100", root: Path | str | None = None) -> bool:
@@ -172,11 +199,11 @@ def fetch(name: str = "cifar100", root: Path | str | None = None) -> Path:
     """
     root = Path(root) if root is not None else default_root()
     if not available(name, root):
-        from torchvision.datasets import CIFAR10, CIFAR100
+        from torchvision import datasets
 
         try:
             root.mkdir(parents=True, exist_ok=True)
-            {"cifar100": CIFAR100, "cifar10": CIFAR10}[name](root, download=True)
+            getattr(datasets, SPECS[name].torchvision)(root, download=True)
         except (OSError, RuntimeError) as e:
             raise DataError(f"{name} could not be downloaded to {root}: {e}") from e
         (root / f"{SPECS[name].python_folder}.tar.gz").unlink(missing_ok=True)
@@ -200,11 +227,11 @@ def _find(name: str, root: Path) -> Path:
 def _convert(name: str, folder: Path) -> Path:
     """Torchvision's python layout -> the binary layout beside it. A pickle can run code, so torchvision's own
     MD5 sums are checked before one is opened."""
-    from torchvision.datasets import CIFAR10, CIFAR100
+    from torchvision import datasets
 
     spec, out = SPECS[name], folder.parent / SPECS[name].folder
     try:
-        {"cifar100": CIFAR100, "cifar10": CIFAR10}[name](folder.parent)
+        getattr(datasets, spec.torchvision)(folder.parent)
     except RuntimeError as e:
         raise DataError(
             f"{folder}: damaged or incomplete ({e}); delete it and run `vggres data --dataset {name}`"
@@ -308,13 +335,13 @@ def plan_epoch(n: int, seed: int, epoch: int, augment: bool = True) -> Plan:
 class Images:
     """Images uint8 (N, 32, 32, 3) and labels (N,) on a device, from which batches are cut without leaving it.
 
-    On a CPU they are the arrays given, not a copy.
+    On a CPU they are the arrays given, not a copy. `mean` and `std` normalise them, see `scaling`.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, device: torch.device | str = "cpu"):
+    def __init__(self, images: np.ndarray, labels: np.ndarray, device: torch.device | str = "cpu", mean=MEAN, std=STD):
         self.images, self.labels = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
-        scale = 1 / (255 * torch.tensor(STD))
-        self.scale, self.offset = scale.to(device), (-torch.tensor(MEAN) * 255 * scale).to(device)
+        scale = 1 / (255 * torch.tensor(std))
+        self.scale, self.offset = scale.to(device), (-torch.tensor(mean) * 255 * scale).to(device)
 
     def __len__(self) -> int:
         return len(self.labels)

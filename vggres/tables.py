@@ -30,7 +30,14 @@ def reported(results: Path | str | None = None) -> pd.DataFrame:
 
 
 def label(run: Run) -> str:
-    """The network as the reports write it: "VGG38 BN + RC"."""
+    """The network as the reports write it: "VGG38 BN + RC", "ResNet-18 without BN"."""
+    if not run.model.startswith("vgg"):
+        name = (
+            run.model.replace("basenet-", "BaseNet, step ")
+            .replace("basenet", "BaseNet")
+            .replace("step no-skip", "plain")
+        )
+        return name.replace("resnet", "ResNet-").replace("-no-bn", " without BN").replace("-dropout", " with dropout")
     model, *variant = run.model.split("-")
     words = {"bn": "BN", "rc": "RC", "resnet": "ResNet", "sigmoid": "sigmoid"}
     return " ".join([model.upper(), " + ".join(words[v] for v in variant)]).strip()
