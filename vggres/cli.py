@@ -1,4 +1,4 @@
-"""The command line: `vggres list | data | train | evaluate | tables | figures | verify`.
+"""The command line: `vggres list | data | train | transfer | evaluate | tables | figures | verify`.
 
 Exit status: 0 done, 1 `verify` found a problem, 2 bad input, 3 the time was up before the last epoch,
 130 interrupted.
@@ -165,6 +165,35 @@ def _tell(job: tuple[Run, int], record: dict) -> None:
             f"{run.name}, seed {seed}: validation {100 * result['val_acc']:.2f} % after epoch {result['epochs']}, "
             f"test {100 * result['test_acc']:.2f} % (epoch {result['best_epoch']})"
         )
+
+
+@app.command()
+def transfer(
+    images: Annotated[Path, typer.Option(help="Folder of images: CLASS/IMAGE, or train/CLASS/IMAGE and test/...")],
+    results: Results,
+    weights: Annotated[
+        str, typer.Option(help="imagenet (torchvision's, fetched once), none, or a file of a ResNet-18's weights.")
+    ] = "imagenet",
+    last_layer: Annotated[bool, typer.Option("--last-layer", help="Train the last layer only.")] = False,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
+    size: Annotated[int, typer.Option(help="Height and width of the images in pixels.")] = 224,
+    seed: Annotated[int, typer.Option(help="Of the last layer, the order of the images and their crops.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+):
+    """Fine-tune a ResNet-18 on your own images, as report D's part 2 does: lr 5e-4, batches of 32."""
+    from vggres.training import train
+    from vggres.weights import read_file
+
+    name = {"imagenet": "imagenet", "none": None}.get(weights, Path(weights).stem.replace("-", "_"))
+    run = Run(
+        "resnet18-224",
+        dataset="-".join(["folder", images.resolve().name, *([f"{size}px"] if size != 224 else [])]),
+        **dict(lr=5e-4, batch=32, epochs=epochs, normalise="own"),
+        **dict(start=name, trained="last" if last_layer else "all"),
+    )
+    start = read_file(None if weights == "imagenet" else Path(weights)) if name else None
+    loaded, say = datasets.from_folder(images, size), partial(typer.echo, err=True)
+    _tell((run, seed), train(run, seed, loaded, results, device, say=say, start=start))
 
 
 @app.command()

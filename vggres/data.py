@@ -7,6 +7,7 @@ images are brought into the order of their hashes.
 import hashlib
 import os
 import pickle
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -113,6 +114,7 @@ class Data:
     test: tuple[np.ndarray, np.ndarray]
     digests: dict[str, str]
     classes: int = 100
+    redraw: Callable[[int, int], np.ndarray] | None = None  # (seed, epoch) -> that epoch's training images
 
     def subset(self, n: int) -> "Data":
         """The same with at most `n` training, `n // 2` validation and `n // 2` test images, balanced by class."""
@@ -181,12 +183,17 @@ def hold_out(images: np.ndarray, labels: np.ndarray, share: int = 20):
 
     Returns: (images, labels) of the training part and of the validation part.
     """
-    keys = np.array([hashlib.sha256(image.transpose(2, 0, 1).tobytes()).digest() for image in images], "S32")
-    held = np.zeros(len(labels), bool)
+    held = _one_in(share, (image.transpose(2, 0, 1).tobytes() for image in images), labels)
+    return (images[~held], labels[~held]), (images[held], labels[held])
+
+
+def _one_in(share: int, contents: Iterable[bytes], labels: np.ndarray) -> np.ndarray:
+    """Of each class, one in `share`: those with the smallest SHA-256 of their content. Bool (N,)."""
+    keys, held = np.array([hashlib.sha256(c).digest() for c in contents], "S32"), np.zeros(len(labels), bool)
     for c in np.unique(labels):
         members = np.flatnonzero(labels == c)
         held[members[np.argsort(keys[members], kind="stable")[: len(members) // share]]] = True
-    return (images[~held], labels[~held]), (images[held], labels[held])
+    return held
 
 
 def fetch(name: str = "cifar100", root: Path | str | None = None) -> Path:
@@ -302,6 +309,66 @@ def synthetic(seed: int = 0) -> Data:
     return Data("synthetic", train, val, test, {"train": "synthetic", "test": "synthetic"})
 
 
+def from_folder(root: Path | str, size: int = 224) -> Data:
+    """Any folder of images by class, as report D's part 2 reads its own: torchvision's `ImageFolder` and transforms.
+
+    An epoch's training images are a random resized crop and a flip of each, by torchvision's standard settings; they
+    depend on (seed, epoch) alone. The others are resized to 8/7 of `size` and cropped at the centre. All are held in
+    memory, 150 kB each at 224.
+
+    Args:
+        root: `root/train/<class>/` and `root/test/<class>/`; or `root/<class>/` alone, of which one image in five of
+            each class tests. One in twenty of the training images validates. Both are those of the smallest SHA-256.
+        size: height and width in pixels.
+
+    Raises:
+        DataError: there are no images by class, train and test have other classes, or a file is no image.
+    """
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    centre = transforms.Compose([transforms.Resize(size * 8 // 7), transforms.CenterCrop(size)])
+    random = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
+    root, apart = Path(root), (Path(root) / "train").is_dir()
+    try:
+        first, *others = [ImageFolder(root / split) for split in (("train", "test") if apart else ("",))]
+    except (OSError, ValueError) as e:
+        raise DataError(f"{root}: no images by class there ({e}); lay them out as {root}/<class>/<image>") from e
+    if others and others[0].classes != first.classes:
+        raise DataError(f"{root}: train and test have other classes: {first.classes}, {others[0].classes}")
+
+    def pixels(files, transform) -> np.ndarray:
+        try:
+            return np.stack([np.asarray(transform(first.loader(path))) for path, _ in files])
+        except OSError as e:
+            raise DataError(f"{root}: a file is no image ({e}); take it away") from e
+
+    def labels(files) -> np.ndarray:
+        return np.array([label for _, label in files], np.int64)
+
+    def hold(share, files):
+        held = _one_in(share, (Path(path).read_bytes() for path, _ in files), labels(files))
+        return [f for f, h in zip(files, held, strict=True) if not h], [
+            f for f, h in zip(files, held, strict=True) if h
+        ]
+
+    def redraw(seed: int, epoch: int) -> np.ndarray:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
+            return pixels(train, random)
+
+    train, test = (first.samples, others[0].samples) if apart else hold(5, first.samples)
+    train, val = hold(20, train)
+    if not (train and val and test):
+        raise DataError(f"{root}: too few images: {len(train)} train, {len(val)} validate, {len(test)} test")
+    digests = {}
+    for split, files in (("train", train + val), ("test", test)):
+        each = sorted(hashlib.sha256(y.to_bytes(2) + Path(path).read_bytes()).digest() for path, y in files)
+        digests[split] = hashlib.sha256(b"".join(each)).hexdigest()
+    parts = ((pixels(files, centre), labels(files)) for files in (train, val, test))
+    return Data(root.resolve().name, *parts, digests, len(first.classes), redraw)
+
+
 class Plan(NamedTuple):
     """Every random choice of an epoch, drawn up front: which images, in which order, shifted and flipped how.
 
@@ -346,13 +413,17 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def exchange(self, images: np.ndarray) -> None:
+        """Put others of the same shape and labels in their place; on CUDA also where a captured step reads them."""
+        self.images = self.images.copy_(torch.from_numpy(images)) if self.images.is_cuda else torch.from_numpy(images)
+
     def batch(self, plan: Plan) -> tuple[Tensor, Tensor]:
-        """Cropped from an edge of 4 zeros, flipped and normalised: float32 (B, 3, 32, 32) in channels_last
-        memory; and labels (B,)."""
-        padded = F.pad(self.images[plan.index], (0, 0, 4, 4, 4, 4))
-        image, line = (torch.arange(n, device=padded.device) for n in (len(padded), 32))
+        """Cropped from an edge of 4 zeros, flipped and normalised: float32 (B, 3, size, size) in channels_last
+        memory, where size is the images', 32 for CIFAR; and labels (B,)."""
+        padded, size = F.pad(self.images[plan.index], (0, 0, 4, 4, 4, 4)), self.images.shape[1]
+        image, line = (torch.arange(n, device=padded.device) for n in (len(padded), size))
         rows = plan.shift[:, :1] + line
-        cols = plan.shift[:, 1:] + torch.where(plan.flip[:, None], 31 - line, line)
+        cols = plan.shift[:, 1:] + torch.where(plan.flip[:, None], size - 1 - line, line)
         crop = padded[image[:, None, None], rows[:, :, None], cols[:, None, :]]
         return self._normalise(crop), self.labels[plan.index]
 

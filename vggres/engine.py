@@ -172,7 +172,7 @@ class Engine:
         """
         with self._turn():
             self.net.eval()
-            for x, y in images.batches(100 if self._stream is None else 2500):
+            for x, y in images.batches(100 if self._stream is None else 2_560_000 // images.images[0, ..., 0].numel()):
                 self._forward(x, y)
         self._seen += len(images)
         return self.metrics()

@@ -32,12 +32,9 @@ def reported(results: Path | str | None = None) -> pd.DataFrame:
 def label(run: Run) -> str:
     """The network as the reports write it: "VGG38 BN + RC", "ResNet-18 without BN"."""
     if not run.model.startswith("vgg"):
-        name = (
-            run.model.replace("basenet-", "BaseNet, step ")
-            .replace("basenet", "BaseNet")
-            .replace("step no-skip", "plain")
-        )
-        return name.replace("resnet", "ResNet-").replace("-no-bn", " without BN").replace("-dropout", " with dropout")
+        words = {"resnet": "ResNet-", "-no-bn": " without BN", "-dropout": " with dropout", "inception": "Inception"}
+        words |= {"basenet-no-skip": "BaseNet, plain", "basenet-": "BaseNet, step ", "basenet": "BaseNet"}
+        return re.sub("|".join(words), lambda found: words[found[0]], run.model)
     model, *variant = run.model.split("-")
     words = {"bn": "BN", "rc": "RC", "resnet": "ResNet", "sigmoid": "sigmoid"}
     return " ".join([model.upper(), " + ".join(words[v] for v in variant)]).strip()

@@ -119,7 +119,10 @@ def steps(
                 began, epoch = time.monotonic(), state.epoch
                 if began + state.seconds_an_epoch > deadline:
                     return None
-                plan = plan_epoch(len(train_set), seed, epoch, run.augment).to(engine.device)
+                if data.redraw and run.augment:
+                    train_set.exchange(data.redraw(seed, epoch))
+                crops = run.augment and not data.redraw
+                plan = plan_epoch(len(train_set), seed, epoch, crops).to(engine.device)
                 for i, batch in enumerate(plan.batches(run.batch)):
                     if time.monotonic() > deadline:
                         return None

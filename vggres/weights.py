@@ -2,8 +2,12 @@
 started from."""
 
 import hashlib
+import io
 from pathlib import Path
+from pickle import UnpicklingError
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -72,6 +76,37 @@ def read(name: str, results: Path | str | None = None) -> tuple[dict[str, Tensor
     return read_tensors(content), record
 
 
+def read_file(file: Path | None = None) -> tuple[dict[str, Tensor], str]:
+    """Weights that are no run's, and the SHA-256 of their file: `.safetensors`, or a state_dict by `torch.save`.
+
+    Args:
+        file: None for torchvision's ResNet-18 of ImageNet, which is fetched once.
+
+    Raises:
+        UserError: it cannot be fetched or read.
+    """
+    if file is None:
+        from torchvision.models import ResNet18_Weights
+
+        url = ResNet18_Weights.IMAGENET1K_V1.url
+        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+        if not file.exists():
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(url, str(file), Path(url).stem.split("-")[1], progress=False)
+            except (OSError, RuntimeError) as e:
+                raise UserError(f"{url} could not be fetched ({e}); fetch it elsewhere and name it by --weights") from e
+    try:
+        content = file.read_bytes()
+        if file.suffix == ".safetensors":
+            state = read_tensors(content)
+        else:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return {str(k): v for k, v in state.items() if isinstance(v, Tensor)}, hashlib.sha256(content).hexdigest()
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, AttributeError) as e:
+        raise UserError(f"{file}: no weights can be read from it ({type(e).__name__})") from e
+
+
 def begin(net: nn.Module, run: Run, results: Path | str, given: tuple[dict[str, Tensor], str] | None = None) -> dict:
     """Put the weights of `run.start` into a net, all but the last layer's, which stays as it was drawn; and let only
     the last layer be trained if the run says so.
@@ -93,9 +128,12 @@ def begin(net: nn.Module, run: Run, results: Path | str, given: tuple[dict[str, 
         given = state, record["weights"]["sha256"]
     state, digest = given
     (last, _), own = layers(net)[-1], net.state_dict()
-    kept = {k: v for k, v in state.items() if not k.startswith(f"{last}.")}
-    wanted = {k: v.shape for k, v in own.items() if not k.startswith(f"{last}.")}
-    if {k: v.shape for k, v in kept.items()} != wanted:
+    # Batch normalisation counts its batches, but files from before it did lack the number, and nothing uses it.
+    wanted, kept = (
+        {k: v for k, v in tensors.items() if not k.startswith(f"{last}.") and not k.endswith("num_batches_tracked")}
+        for tensors in (own, state)
+    )
+    if {k: v.shape for k, v in kept.items()} != {k: v.shape for k, v in wanted.items()}:
         raise UserError(f"the weights of {run.start} are not of a {run.model}: other layers or other shapes")
     net.load_state_dict(own | kept)
     if run.trained == "last":
