@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,8 +27,10 @@ ONE_EPOCH = Run("vgg08", epochs=1)
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A folder with a small dataset that passes for CIFAR-100."""
-    write_small(monkeypatch, tmp_path / "data")
+    """A folder with small datasets that pass for CIFAR-100 and CIFAR-10."""
+    for name in ("cifar100", "cifar10"):
+        write_small(monkeypatch, tmp_path / "data", name)
+    monkeypatch.setitem(data.SPECS, "cifar100-30", replace(data.SPECS["cifar100"], images_a_class=1))
     return tmp_path / "data"
 
 
@@ -175,6 +178,16 @@ def test_the_queue_passes_over_what_another_process_trains(train, results, monke
         assert done.exit_code == 3 and "seed 0: passed over" in done.stderr and "left: 1 of 2 runs" in done.stderr
         assert [f.name for f in records.folders(results)] == ["seed1"]
         assert "passed over" not in train("--missing", "--seed", 1).stderr
+
+
+def test_the_queue_passes_over_what_has_no_weights_to_start_from(train, results, monkeypatch):
+    first, second = Run("vgg08", epochs=1), Run("vgg08", epochs=1, start="vgg08-1ep")
+    monkeypatch.setattr(weights, "WEIGHTS", {first.name})
+    queued(monkeypatch, [(second, 0), (first, 0)])
+    done = train("--missing")
+    assert done.exit_code == 3 and f"{second.name}, seed 0: passed over: {first.name}, seed 0, is not" in done.stderr
+    assert train("--missing").exit_code == 0
+    assert {f.parent.name for f in records.folders(results)} == {first.name, second.name}
 
 
 def test_kept_weights_give_the_records_test_accuracy(train, results, root, monkeypatch):

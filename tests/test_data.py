@@ -218,6 +218,39 @@ def test_hold_out_takes_the_smallest_hashes_of_each_class(tmp_path, monkeypatch)
     assert Counter(loaded.train[1].tolist()) == dict.fromkeys(range(CLASSES), 38)
 
 
+def test_the_few_that_train_are_those_of_the_smallest_hashes_of_each_class(tmp_path, monkeypatch):
+    write_small(monkeypatch, tmp_path)
+    monkeypatch.setitem(data.SPECS, "cifar100-30", replace(data.SPECS["cifar100"], classes=CLASSES, images_a_class=3))
+    whole, few = data.load("cifar100", tmp_path), data.load("cifar100-30", tmp_path)
+    every, expected = read_all(whole), []
+    for c in range(CLASSES):
+        members = [pixels for pixels, y in every["train"] if y == c]
+        smallest = sorted(members, key=lambda p: hashlib.sha256(bytes([c]) + p).digest())[:3]
+        expected += [(pixels, c) for pixels in smallest]
+    assert sorted(read_all(few)["train"]) == sorted(expected)
+    assert all(read_all(few)[split] == every[split] for split in ("val", "test"))
+    assert (few.name, few.digests, few.classes) == ("cifar100-30", whole.digests, CLASSES)
+
+
+def test_the_genuine_few_are_3000():
+    spec = data.SPECS["cifar100-30"]
+    assert spec.images_a_class * spec.classes == 3000 and spec.digests == data.SPECS["cifar100"].digests
+    assert [data.classes(name) for name in ("cifar100", "cifar100-30", "cifar10", "synthetic")] == [100, 100, 10, 100]
+
+
+@pytest.mark.parametrize("normalise", ["own", "none", "course"])
+def test_images_are_normalised_as_the_run_says(some, normalise):
+    images, labels, _ = some
+    pixels = images.reshape(-1, 3) / 255
+    mean, std = data.scaling(normalise, images)
+    if normalise == "own":
+        assert mean == pytest.approx(pixels.mean(0)) and std == pytest.approx(pixels.std(0))
+    ours, _ = next(Images(images, labels, mean=mean, std=std).batches(60))
+    theirs = {"own": (pixels.mean(0), pixels.std(0)), "none": (0, 1), "course": (data.MEAN, data.STD)}[normalise]
+    expected = (images / 255 - np.array(theirs[0])) / np.array(theirs[1])
+    np.testing.assert_allclose(ours.permute(0, 2, 3, 1), expected, atol=1e-5)
+
+
 def test_an_epochs_choices_depend_on_seed_and_epoch_alone():
     def choices(*args):
         plan = plan_epoch(*args)

@@ -33,10 +33,11 @@ PLANS = [batch for epoch in range(10) for batch in data.plan_epoch(70, 0, epoch)
 LRS = [1e-3 / (k + 1) for k in range(20)]
 
 
-def plainly(name, images):
+def plainly(name, images, optimizer="adam"):
     """Losses and final state of twenty steps of a plain float32 loop: channels first, nothing fused or in place."""
     net, losses = build(name, 0).train(), []
-    optimizer = torch.optim.Adam(net.parameters(), weight_decay=1e-3, foreach=False)
+    make, options = {"adam": (torch.optim.Adam, {}), "sgd": (torch.optim.SGD, {"momentum": 0.9})}[optimizer]
+    optimizer = make(net.parameters(), weight_decay=1e-3, foreach=False, **options)
     for plan, lr in zip(PLANS, LRS, strict=True):
         x, y = images.batch(plan)
         loss = F.cross_entropy(net(x.contiguous()), y)
@@ -48,9 +49,9 @@ def plainly(name, images):
     return losses, net.state_dict()
 
 
-def by_engine(name, images, device=CPU):
+def by_engine(name, images, device=CPU, optimizer="adam"):
     """The same, with the gradients of the last step."""
-    fast, losses = Engine(build(name, 0), 1e-3, 1e-3, device, "fp32"), []
+    fast, losses = Engine(build(name, 0), 1e-3, 1e-3, device, "fp32", optimizer), []
     for plan, lr in zip(PLANS, LRS, strict=True):
         fast.step(images, plan.to(device), lr)
         losses.append(fast.metrics()[0])
@@ -74,6 +75,48 @@ NETS = pytest.mark.parametrize("name", ["vgg08", "vgg38-rc", "vgg16-bn-rc"])
 def test_twenty_steps_are_those_of_a_plain_loop(synthetic, name):
     images = data.Images(*synthetic.subset(70).train)
     assert_close(name, by_engine(name, images), plainly(name, images))
+
+
+def test_twenty_steps_of_sgd_are_those_of_a_plain_loop(synthetic):
+    images = data.Images(*synthetic.subset(70).train)
+    ours, theirs = by_engine("vgg16-bn-rc", images, optimizer="sgd"), plainly("vgg16-bn-rc", images, "sgd")
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-4)
+    assert_close("vgg16-bn-rc", ours, theirs)
+
+
+def test_dropout_is_drawn_from_the_key_alone_and_other_nets_leave_the_generator_alone(synthetic):
+    images, plan = data.Images(*synthetic.subset(4).train), data.plan_epoch(4, 0, 0)
+
+    def loss(*key):
+        engine = Engine(build("resnet18-dropout", 0), 1e-3, 0, CPU, "fp32")
+        engine.draw_from(*key)
+        engine.step(images, plan, 1e-3)
+        return engine.metrics()[0]
+
+    assert loss(0, 3, 1) == loss(0, 3, 1) != loss(0, 3, 2)
+    before = torch.get_rng_state()
+    Engine(build("vgg08", 0), 1e-3, 0, CPU).draw_from(0, 3, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@needs_cuda
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("name", ["resnet18", "resnet18-dropout", "basenet-6"])
+def test_sgd_and_dropout_are_captured_as_they_are_stepped(synthetic, name, monkeypatch):
+    cuda = torch.device("cuda")
+    images = data.Images(*synthetic.subset(40).train, cuda)
+
+    def losses():
+        fast, found = Engine(build(name, 0), 1e-2, 5e-4, cuda, "fp32", "sgd"), []
+        for epoch in range(8):
+            fast.draw_from(0, epoch, 0)
+            fast.step(images, data.plan_epoch(40, 0, epoch).to(cuda), 1e-2 / (epoch + 1))
+            found.append(fast.metrics()[0])
+        return found
+
+    captured = losses()
+    monkeypatch.setattr(engine, "WARM_UP", 20)  # never captured
+    assert captured == pytest.approx(losses(), rel=1e-4)
 
 
 @needs_cuda

@@ -10,7 +10,8 @@ import torch
 
 from vggres.errors import UserError
 from vggres.models import INITS, MODELS, SLOPE
-from vggres.runs import QUEUE, RUNS, TABLE_1, WEIGHTS, Run, find
+from vggres.resnets import NETS
+from vggres.runs import PRETRAINED, QUEUE, RUNS, TABLE_1, WEIGHTS, Run, find
 
 REPORTED = Path(__file__).resolve().parents[1] / "results" / "reported.csv"
 
@@ -39,6 +40,14 @@ def reported(report, exhibit):
             Run("vgg38", init="delta-orthogonal", slope=0.6, lr=4e-4, epochs=5),
             "vgg38-delta-orthogonal-slope0.6-lr4e-4-5ep",
         ),
+        (Run("resnet18", optimizer="sgd", schedule="step30"), "resnet18-sgd-step30"),
+        (Run("basenet-0", normalise="none"), "basenet-0-unnormalised"),
+        (Run("basenet-6", normalise="own", augment=False), "basenet-6-own-statistics-no-augment"),
+        (
+            Run("resnet18", dataset="cifar100-30", start="resnet18-cifar10-sgd-90ep", trained="last"),
+            "resnet18-cifar100-30-from-cifar10-last-layer",
+        ),
+        (Run("resnet18-224", dataset="folder", start="imagenet"), "resnet18-224-folder-from-imagenet"),
     ],
 )
 def test_a_name_spells_out_what_is_not_a_default(run, name):
@@ -54,7 +63,7 @@ def test_names_are_unique_and_the_keys_of_the_registry():
 
 
 def test_every_registered_run_has_a_known_network():
-    assert {run.model for run in RUNS.values()} <= set(MODELS)
+    assert {run.model for run in RUNS.values()} <= {*MODELS, *NETS}
     assert {run.init for run in RUNS.values()} <= {"default", *INITS}
     assert Run("vgg38").slope == SLOPE
 
@@ -92,7 +101,10 @@ def test_a_record_from_before_a_field_was_added_is_of_its_default():
         dict(limit=0),
         dict(limit=-5),
         dict(schedule="linear"),
-        dict(optimizer="sgd"),  # would be trained with Adam and recorded as SGD
+        dict(optimizer="rmsprop"),  # would be trained with Adam and recorded as another
+        dict(normalise="imagenet"),
+        dict(trained="first"),
+        dict(trained="last"),  # of what was drawn at random
     ],
     ids=str,
 )
@@ -118,6 +130,18 @@ def test_learning_rate_is_pytorchs_cosine_annealing(schedule, lr):
         if schedule == "cosine-epoch":
             cosine.step()
     assert [run.lr_at(i, steps) for i in range(len(expected))] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_step30_is_pytorchs_step_decay():
+    run = find("resnet18-cifar10-sgd-lr5e-2-wd5e-4-batch128-step30-90ep")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=run.lr)
+    decay, expected = torch.optim.lr_scheduler.StepLR(optimizer, 30), []
+    for _ in range(run.epochs):
+        expected.append(optimizer.param_groups[0]["lr"])
+        decay.step()
+    assert [run.lr_at(372 * epoch + 371, 372) for epoch in range(90)] == pytest.approx(expected)
+    assert len(set(expected)) == 3
 
 
 def test_cosine_epoch_falls_once_and_cosine_step_swings_every_200_steps():
@@ -146,15 +170,30 @@ def test_table_1_has_its_seven_rows_in_order():
     assert [name for name, run in RUNS.items() if "A/Table 1" in run.exhibits] == TABLE_1
 
 
-@pytest.mark.parametrize("report", ["A", "B"])
-def test_every_number_of_reports_a_and_b_has_its_run(report):
+@pytest.mark.parametrize("report", ["A", "B", "D"])
+def test_every_number_of_the_reports_has_its_run(report):
     with REPORTED.open(newline="") as f:
         rows = [row for row in csv.DictReader(f) if row["report"] == report]
     assert len(rows) > 45
     assert {row["run"] for row in rows} <= set(RUNS)
     seeded = {(row["run"], int(row["seed"])) for row in rows if row["seed"]}
     assert seeded <= {(run.name, seed) for run, seed in QUEUE}
-    for exhibit in ("Set 1", "Set 1a", "Set 2", "Set 3", "Set 4", "Set 5", "Figure 7", "Figure 8", "Figure 9"):
+    for step in range(1, 11):
+        told = {row["run"] for row in rows if row["exhibit"] == f"Ablation {step}"}
+        assert told <= {name for name, run in RUNS.items() if f"D/Ablation {step}" in run.exhibits}
+    for exhibit in (
+        "Result",
+        "Part 2",
+        "Set 1",
+        "Set 1a",
+        "Set 2",
+        "Set 3",
+        "Set 4",
+        "Set 5",
+        "Figure 7",
+        "Figure 8",
+        "Figure 9",
+    ):
         told = {row["run"] for row in rows if row["exhibit"] == exhibit}
         assert told <= {name for name, run in RUNS.items() if f"{report}/{exhibit}" in run.exhibits}
 
@@ -185,12 +224,58 @@ def test_table_1_is_registered_under_both_meanings_of_the_schedule():
         assert RUNS[other.name] == other
 
 
-def test_the_plain_net_is_queued_with_each_of_three_changes_and_without_after_what_the_reports_did():
+def test_the_plain_net_is_queued_with_each_of_three_changes_and_without_after_reports_a_and_b():
     changes = dict(init=("default", "delta-orthogonal"), slope=(0.01, 0.6), lr=(1e-3, 4e-4))
     cube = {Run("vgg38", **dict(zip(changes, values, strict=True))) for values in product(*changes.values())}
     assert len(cube) == 8 and cube <= set(RUNS.values())
     first = min(i for i, (run, _) in enumerate(QUEUE) if run in cube - {RUNS["vgg38"]})
-    assert all(not run.exhibits for run, _ in QUEUE[first:])
+    assert not any(exhibit.startswith(("A/", "B/")) for run, _ in QUEUE[first:] for exhibit in run.exhibits)
+
+
+def test_what_was_recorded_before_a_setting_existed_has_its_default():
+    fields = Run("vgg08").to_dict()
+    for new in ("normalise", "start", "trained"):
+        del fields[new]
+    assert Run.from_dict(fields) == Run("vgg08") == RUNS["vgg08"]
+
+
+def test_the_queue_goes_on_with_report_cs_pair_then_the_transfer_then_the_steps():
+    names = list(dict.fromkeys(run.name for run, _ in QUEUE))
+    later = names[names.index(PRETRAINED.name) :]
+    assert all(run.model.startswith("vgg") for run in map(find, names[: names.index(PRETRAINED.name)]))
+    assert [(find(n).model, find(n).dataset) for n in later[:4]] == [
+        ("resnet18", "cifar10"),
+        ("resnet18-no-bn", "cifar10"),
+        ("resnet18", "cifar100"),
+        ("resnet18-no-bn", "cifar100"),
+    ]
+    assert [(bool(find(n).start), find(n).trained) for n in later[4:7]] == [
+        (True, "last"),
+        (True, "all"),
+        (False, "all"),
+    ]
+    assert [find(n).model for n in later[7:18]] == [*(f"basenet-{k}" for k in range(8)), *["basenet-6"] * 2, "basenet"]
+
+
+def test_report_c_trains_by_its_recipe():
+    for name in (n for n, run in RUNS.items() if any(e.startswith("C/") for e in run.exhibits)):
+        run = RUNS[name]
+        assert (run.optimizer, run.lr, run.weight_decay, run.batch, run.epochs) == ("sgd", 0.05, 5e-4, 128, 90)
+
+
+def test_every_start_is_a_run_of_the_same_net_whose_weights_are_kept_and_which_is_queued_before():
+    order = [run.name for run, _ in QUEUE]
+    for run in (run for run in RUNS.values() if run.start):
+        assert run.start in WEIGHTS and find(run.start).model == run.model
+        assert order.index(run.start) < order.index(run.name)
+
+
+def test_the_steps_of_the_ablation_change_one_thing_each_from_step_7_on():
+    steps = [run for run in RUNS.values() if any(e.startswith("D/Ablation") for e in run.exhibits)]
+    assert [run.model for run in steps] == [*(f"basenet-{k}" for k in range(8)), "basenet-6", "basenet-6", "basenet"]
+    assert {(run.normalise, run.augment) for run in steps[:8]} == {("none", False)}
+    assert steps[8] == replace(steps[6], normalise="own") and steps[9] == replace(steps[8], augment=True)
+    assert steps[10] == replace(steps[9], model="basenet", epochs=100)
 
 
 def test_tiny_keeps_the_recipe_and_says_so_in_its_name():

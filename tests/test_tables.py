@@ -10,7 +10,7 @@ from scipy import stats
 
 from vggres import records, tables
 from vggres.models import MODELS
-from vggres.runs import RUNS, TABLE_1
+from vggres.runs import RUNS, TABLE_1, Run
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,6 +42,21 @@ def test_the_rows_of_reports_a_and_b_name_networks_that_exist():
     told = tables.reported()
     for name in told[told.report.isin(["A", "B"])].run.unique():
         assert any(name == model or name.startswith(f"{model}-") for model in MODELS), name
+
+
+@pytest.mark.parametrize(
+    ("model", "label"),
+    [
+        ("vgg38-bn-rc", "VGG38 BN + RC"),
+        ("resnet34-no-bn", "ResNet-34 without BN"),
+        ("resnet18-dropout", "ResNet-18 with dropout"),
+        ("basenet", "BaseNet"),
+        ("basenet-6", "BaseNet, step 6"),
+        ("inception", "Inception"),
+    ],
+)
+def test_networks_are_called_as_the_reports_call_them(model, label):
+    assert tables.label(Run(model)) == label
 
 
 def test_a_row_without_a_record_says_not_measured(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from vggres import data, records, training
+from vggres import data, records, training, weights
 from vggres.engine import Engine
 from vggres.errors import UserError
 from vggres.gradients import flow_on
@@ -422,3 +422,91 @@ def test_progress_on_a_terminal_shows_loss_accuracy_speed_and_time_left(tmp_path
     last = terminal.getvalue().split("\r")[-1]
     for part in (SMALL.name, "600/600", "images/s", "loss", "val", "%", "<"):
         assert part in last
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        Run("resnet18-dropout").tiny(limit=16, epochs=2, batch=8),
+        Run("basenet-1", optimizer="sgd", lr=1e-2).tiny(limit=200, epochs=2, batch=50),
+    ],
+    ids=["dropout", "sgd"],
+)
+def test_dropout_and_momentum_resume_exactly_and_do_not_mind_company(tmp_path, synthetic, run):
+    training.train(run, 0, synthetic, tmp_path / "whole", "cpu")
+    stop(tmp_path / "cut", synthetic, math.ceil(run.limit / run.batch) + 1, run)
+    torch.manual_seed(7)
+    training.train(run, 0, synthetic, tmp_path / "cut", "cpu")
+    assert contents(tmp_path / "cut", run) == contents(tmp_path / "whole", run)
+    list(training.train_together(training.steps(run, k, synthetic, tmp_path / "both", "cpu") for k in (0, 1)))
+    assert contents(tmp_path / "both", run) == contents(tmp_path / "whole", run)
+
+
+@pytest.fixture
+def pretrained(tmp_path, synthetic, monkeypatch):
+    """SMALL, trained, its weights kept."""
+    monkeypatch.setattr(weights, "WEIGHTS", {SMALL.name})
+    training.train(SMALL, 0, synthetic, tmp_path, "cpu")
+    return weights.read(SMALL.name, tmp_path)[0]
+
+
+def further(trained, **changes):
+    settings = dict(start=SMALL.name, trained=trained, lr=1e-2) | changes
+    return Run("vgg08", **settings).tiny(limit=100, epochs=1, batch=50)
+
+
+@pytest.mark.parametrize("trained", ["all", "last"])
+def test_a_run_starts_from_the_kept_weights_of_another(tmp_path, synthetic, pretrained, keep_weights, trained):
+    run = further(trained)
+    record = training.train(run, 0, synthetic, tmp_path, "cpu")
+    digest = records.read(records.folder_of(tmp_path, SMALL.name, 0))["weights"]["sha256"]
+    assert record["start"] == {"run": SMALL.name, "sha256": digest} and records.verify(tmp_path) == []
+
+    moved = {
+        name for name, p in build("vgg08").named_parameters() if (keep_weights.last[name] - pretrained[name]).any()
+    }
+    assert moved == (
+        {"head.weight", "head.bias"} if trained == "last" else set(dict(build("vgg08").named_parameters()))
+    )
+    assert (keep_weights.last["entry.norm.running_mean"] != pretrained["entry.norm.running_mean"]).any()
+    assert record["model"]["params"] == (3_300 if trained == "last" else 59_716)
+    columns = records.load_series(run.name, "gradients.csv", tmp_path).columns
+    every = [name for name, _ in layers(build("vgg08"))]
+    assert list(columns[1:-1]) == (["head"] if trained == "last" else every)
+
+
+def test_the_last_layer_starts_as_it_was_drawn_also_for_another_number_of_classes(tmp_path, pretrained):
+    net, fresh = build("vgg08", 5, classes=7), build("vgg08", 5, classes=7)
+    weights.begin(net, further("last"), tmp_path)
+    assert torch.equal(net.head.weight, fresh.head.weight)
+    assert torch.equal(net.stage2.reduce.conv1.weight, pretrained["stage2.reduce.conv1.weight"])
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+
+
+def test_a_start_without_weights_says_what_to_train_first(tmp_path, synthetic, monkeypatch):
+    untrained(monkeypatch)
+    with pytest.raises(weights.NoWeights, match=f"vggres train {SMALL.name}"):
+        training.train(further("all"), 0, synthetic, tmp_path, "cpu")
+
+
+def test_a_start_of_another_network_is_refused(tmp_path, pretrained):
+    with pytest.raises(UserError, match="not of a vgg38"):
+        weights.begin(build("vgg38"), Run("vgg38", start=SMALL.name), tmp_path)
+
+
+def test_large_weights_are_kept_where_git_does_not_look_and_may_be_absent_but_not_changed(
+    tmp_path, synthetic, monkeypatch
+):
+    monkeypatch.setattr(weights, "WEIGHTS", {SMALL.name})
+    monkeypatch.setattr(weights, "COMMITTED", 1000)
+    file = tmp_path / training.train(SMALL, 0, synthetic, tmp_path, "cpu")["weights"]["file"]
+    assert file.parent.name == records.LOCAL_WEIGHTS and records.verify(tmp_path) == []
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "was changed" in records.verify(tmp_path)[0]
+    with pytest.raises(UserError, match="not the weights"):
+        weights.read(SMALL.name, tmp_path)
+    file.unlink()
+    assert records.verify(tmp_path) == []
+    with pytest.raises(weights.NoWeights, match="train it again"):
+        weights.read(SMALL.name, tmp_path)

@@ -106,7 +106,8 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, say) -> State | No
         )
     engine.net.load_state_dict(saved["net"])
     engine.optimizer.load_state_dict(saved["optimizer"])
-    engine.optimizer.param_groups[0]["capturable"] = engine.device.type == "cuda"  # whatever wrote the checkpoint
+    if "capturable" in (group := engine.optimizer.param_groups[0]):
+        group["capturable"] = engine.device.type == "cuda"  # whatever wrote the checkpoint
     state = State(**saved["state"])
     state.resumes += 1
     if damaged:  # or the next `save` would put the damaged one in the place of the whole one

@@ -1,4 +1,4 @@
-"""The command line: `vggres list | data | train | evaluate | tables | figures | verify`.
+"""The command line: `vggres list | data | train | transfer | evaluate | tables | figures | verify`.
 
 Exit status: 0 done, 1 `verify` found a problem, 2 bad input, 3 the time was up before the last epoch,
 130 interrupted.
@@ -89,7 +89,9 @@ def list_(results: Results):
 @app.command()
 def data(
     root: DataRoot,
-    dataset: Annotated[str, typer.Option(help="cifar100 or cifar10.")] = "cifar100",
+    dataset: Annotated[
+        str, typer.Option(help="cifar100, cifar10, or cifar100-30, 30 training images a class.")
+    ] = "cifar100",
 ):
     """Download a dataset, check every image, and convert it. What is there already is only checked."""
     if dataset not in datasets.SPECS:
@@ -166,6 +168,35 @@ def _tell(job: tuple[Run, int], record: dict) -> None:
 
 
 @app.command()
+def transfer(
+    images: Annotated[Path, typer.Option(help="Folder of images: CLASS/IMAGE, or train/CLASS/IMAGE and test/...")],
+    results: Results,
+    weights: Annotated[
+        str, typer.Option(help="imagenet (torchvision's, fetched once), none, or a file of a ResNet-18's weights.")
+    ] = "imagenet",
+    last_layer: Annotated[bool, typer.Option("--last-layer", help="Train the last layer only.")] = False,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
+    size: Annotated[int, typer.Option(help="Height and width of the images in pixels.")] = 224,
+    seed: Annotated[int, typer.Option(help="Of the last layer, the order of the images and their crops.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+):
+    """Fine-tune a ResNet-18 on your own images, as report D's part 2 does: lr 5e-4, batches of 32."""
+    from vggres.training import train
+    from vggres.weights import read_file
+
+    name = {"imagenet": "imagenet", "none": None}.get(weights, Path(weights).stem.replace("-", "_"))
+    run = Run(
+        "resnet18-224",
+        dataset="-".join(["folder", images.resolve().name, *([f"{size}px"] if size != 224 else [])]),
+        **dict(lr=5e-4, batch=32, epochs=epochs, normalise="own"),
+        **dict(start=name, trained="last" if last_layer else "all"),
+    )
+    start = read_file(None if weights == "imagenet" else Path(weights)) if name else None
+    loaded, say = datasets.from_folder(images, size), partial(typer.echo, err=True)
+    _tell((run, seed), train(run, seed, loaded, results, device, say=say, start=start))
+
+
+@app.command()
 def evaluate(
     name: Annotated[str, typer.Argument(help="A run whose weights are kept.", metavar="NAME")],
     root: DataRoot,
@@ -173,14 +204,15 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
 ):
     """Test a run's kept weights (of seed 0, the best on the validation set) beside what its record says."""
-    from vggres.data import Images
+    from vggres.data import Images, scaling
     from vggres.engine import Engine, pick_device
     from vggres.weights import load
 
     net, record = load(name, results), records.read(records.folder_of(results, name, 0))
     run = find(name)
     engine = Engine(net, run.lr, run.weight_decay, pick_device(device))
-    _, accuracy = engine.evaluate(Images(*datasets.load(run.dataset, root).test, engine.device))
+    whole = datasets.load(run.dataset, root)
+    _, accuracy = engine.evaluate(Images(*whole.test, engine.device, *scaling(run.normalise, whole.train[0])))
     typer.echo(
         f"{name}: test {100 * accuracy:.2f} % here ({engine.precision}), "
         f"{100 * record['result']['test_acc']:.2f} % in the record ({record['device']['precision']})"

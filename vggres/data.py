@@ -7,7 +7,8 @@ images are brought into the order of their hashes.
 import hashlib
 import os
 import pickle
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +41,9 @@ class Spec:
     python_files: dict[str, tuple[str, ...]]
     python_labels: tuple[str, ...]
     python_names: tuple[str, str]
+    torchvision: str  # its class there
+    classes: int
+    images_a_class: int | None = None  # only so many train: those of the smallest SHA-256
 
 
 SPECS = {
@@ -57,6 +61,8 @@ SPECS = {
         python_files={"train": ("train",), "test": ("test",)},
         python_labels=("coarse_labels", "fine_labels"),
         python_names=("meta", "fine_label_names"),
+        torchvision="CIFAR100",
+        classes=100,
     ),
     "cifar10": Spec(
         folder="cifar-10-batches-bin",
@@ -72,12 +78,30 @@ SPECS = {
         python_files={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
         python_labels=("labels",),
         python_names=("batches.meta", "label_names"),
+        torchvision="CIFAR10",
+        classes=10,
     ),
 }
+# As many images as report D's transfer learning has: its training accuracies are multiples of 1/3000.
+SPECS["cifar100-30"] = replace(SPECS["cifar100"], images_a_class=30)
 
 # The channel statistics that the course framework of reports A and B divides by, on CIFAR-100 too. They are
 # CIFAR-10's; the first layer and its batch normalisation absorb the difference.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+def scaling(normalise: str, images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation a channel, in fractions of 255, by which a run normalises.
+
+    Args:
+        normalise: "course" (`MEAN`, `STD`), "none" (0 and 1), or "own": those of `images`, the training images.
+    """
+    if normalise == "own":
+        counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(3)])
+        level, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
+        mean = share @ level
+        return tuple(mean.tolist()), tuple(np.sqrt(share @ level**2 - mean**2).tolist())
+    return {"course": (MEAN, STD), "none": ((0.0,) * 3, (1.0,) * 3)}[normalise]
 
 
 @dataclass(frozen=True)
@@ -89,16 +113,13 @@ class Data:
     val: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray]
     digests: dict[str, str]
+    classes: int = 100
+    redraw: Callable[[int, int], np.ndarray] | None = None  # (seed, epoch) -> that epoch's training images
 
     def subset(self, n: int) -> "Data":
         """The same with at most `n` training, `n // 2` validation and `n // 2` test images, balanced by class."""
-        return Data(
-            self.name,
-            _balanced(self.train, n),
-            _balanced(self.val, n // 2),
-            _balanced(self.test, n // 2),
-            self.digests,
-        )
+        sizes = {"train": n, "val": n // 2, "test": n // 2}
+        return replace(self, **{split: _balanced(getattr(self, split), size) for split, size in sizes.items()})
 
 
 def default_root() -> Path:
@@ -110,7 +131,8 @@ def load(name: str = "cifar100", root: Path | str | None = None) -> Data:
     """Read and verify a dataset, and split its training images 19 : 1.
 
     Args:
-        name: "cifar100", "cifar10", or "synthetic" (which needs no file).
+        name: "cifar100", "cifar10", "cifar100-30" (of the first, with 30 training images a class), or "synthetic"
+            (which needs no file).
         root: the folder that holds the official binary or python layout, or that layout's own folder.
 
     Raises:
@@ -135,7 +157,14 @@ def load(name: str = "cifar100", root: Path | str | None = None) -> Data:
         images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))[order]
         splits[split] = images, labels[order].astype(np.int64)
     train, val = hold_out(*splits["train"])
-    return Data(name, train, val, splits["test"], digests)
+    if spec.images_a_class:
+        train = _balanced(train, spec.images_a_class * spec.classes)
+    return Data(name, train, val, splits["test"], digests, spec.classes)
+
+
+def classes(name: str) -> int:
+    """How many classes a dataset has."""
+    return SPECS[name].classes if name in SPECS else 100
 
 
 def available(name: str = "cifar100", root: Path | str | None = None) -> bool:
@@ -154,12 +183,17 @@ def hold_out(images: np.ndarray, labels: np.ndarray, share: int = 20):
 
     Returns: (images, labels) of the training part and of the validation part.
     """
-    keys = np.array([hashlib.sha256(image.transpose(2, 0, 1).tobytes()).digest() for image in images], "S32")
-    held = np.zeros(len(labels), bool)
+    held = _one_in(share, (image.transpose(2, 0, 1).tobytes() for image in images), labels)
+    return (images[~held], labels[~held]), (images[held], labels[held])
+
+
+def _one_in(share: int, contents: Iterable[bytes], labels: np.ndarray) -> np.ndarray:
+    """Of each class, one in `share`: those with the smallest SHA-256 of their content. Bool (N,)."""
+    keys, held = np.array([hashlib.sha256(c).digest() for c in contents], "S32"), np.zeros(len(labels), bool)
     for c in np.unique(labels):
         members = np.flatnonzero(labels == c)
         held[members[np.argsort(keys[members], kind="stable")[: len(members) // share]]] = True
-    return (images[~held], labels[~held]), (images[held], labels[held])
+    return held
 
 
 def fetch(name: str = "cifar100", root: Path | str | None = None) -> Path:
@@ -172,11 +206,11 @@ def fetch(name: str = "cifar100", root: Path | str | None = None) -> Path:
     """
     root = Path(root) if root is not None else default_root()
     if not available(name, root):
-        from torchvision.datasets import CIFAR10, CIFAR100
+        from torchvision import datasets
 
         try:
             root.mkdir(parents=True, exist_ok=True)
-            {"cifar100": CIFAR100, "cifar10": CIFAR10}[name](root, download=True)
+            getattr(datasets, SPECS[name].torchvision)(root, download=True)
         except (OSError, RuntimeError) as e:
             raise DataError(f"{name} could not be downloaded to {root}: {e}") from e
         (root / f"{SPECS[name].python_folder}.tar.gz").unlink(missing_ok=True)
@@ -200,11 +234,11 @@ def _find(name: str, root: Path) -> Path:
 def _convert(name: str, folder: Path) -> Path:
     """Torchvision's python layout -> the binary layout beside it. A pickle can run code, so torchvision's own
     MD5 sums are checked before one is opened."""
-    from torchvision.datasets import CIFAR10, CIFAR100
+    from torchvision import datasets
 
     spec, out = SPECS[name], folder.parent / SPECS[name].folder
     try:
-        {"cifar100": CIFAR100, "cifar10": CIFAR10}[name](folder.parent)
+        getattr(datasets, spec.torchvision)(folder.parent)
     except RuntimeError as e:
         raise DataError(
             f"{folder}: damaged or incomplete ({e}); delete it and run `vggres data --dataset {name}`"
@@ -275,6 +309,66 @@ def synthetic(seed: int = 0) -> Data:
     return Data("synthetic", train, val, test, {"train": "synthetic", "test": "synthetic"})
 
 
+def from_folder(root: Path | str, size: int = 224) -> Data:
+    """Any folder of images by class, as report D's part 2 reads its own: torchvision's `ImageFolder` and transforms.
+
+    An epoch's training images are a random resized crop and a flip of each, by torchvision's standard settings; they
+    depend on (seed, epoch) alone. The others are resized to 8/7 of `size` and cropped at the centre. All are held in
+    memory, 150 kB each at 224.
+
+    Args:
+        root: `root/train/<class>/` and `root/test/<class>/`; or `root/<class>/` alone, of which one image in five of
+            each class tests. One in twenty of the training images validates. Both are those of the smallest SHA-256.
+        size: height and width in pixels.
+
+    Raises:
+        DataError: there are no images by class, train and test have other classes, or a file is no image.
+    """
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    centre = transforms.Compose([transforms.Resize(size * 8 // 7), transforms.CenterCrop(size)])
+    random = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
+    root, apart = Path(root), (Path(root) / "train").is_dir()
+    try:
+        first, *others = [ImageFolder(root / split) for split in (("train", "test") if apart else ("",))]
+    except (OSError, ValueError) as e:
+        raise DataError(f"{root}: no images by class there ({e}); lay them out as {root}/<class>/<image>") from e
+    if others and others[0].classes != first.classes:
+        raise DataError(f"{root}: train and test have other classes: {first.classes}, {others[0].classes}")
+
+    def pixels(files, transform) -> np.ndarray:
+        try:
+            return np.stack([np.asarray(transform(first.loader(path))) for path, _ in files])
+        except OSError as e:
+            raise DataError(f"{root}: a file is no image ({e}); take it away") from e
+
+    def labels(files) -> np.ndarray:
+        return np.array([label for _, label in files], np.int64)
+
+    def hold(share, files):
+        held = _one_in(share, (Path(path).read_bytes() for path, _ in files), labels(files))
+        return [f for f, h in zip(files, held, strict=True) if not h], [
+            f for f, h in zip(files, held, strict=True) if h
+        ]
+
+    def redraw(seed: int, epoch: int) -> np.ndarray:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
+            return pixels(train, random)
+
+    train, test = (first.samples, others[0].samples) if apart else hold(5, first.samples)
+    train, val = hold(20, train)
+    if not (train and val and test):
+        raise DataError(f"{root}: too few images: {len(train)} train, {len(val)} validate, {len(test)} test")
+    digests = {}
+    for split, files in (("train", train + val), ("test", test)):
+        each = sorted(hashlib.sha256(y.to_bytes(2) + Path(path).read_bytes()).digest() for path, y in files)
+        digests[split] = hashlib.sha256(b"".join(each)).hexdigest()
+    parts = ((pixels(files, centre), labels(files)) for files in (train, val, test))
+    return Data(root.resolve().name, *parts, digests, len(first.classes), redraw)
+
+
 class Plan(NamedTuple):
     """Every random choice of an epoch, drawn up front: which images, in which order, shifted and flipped how.
 
@@ -308,24 +402,28 @@ def plan_epoch(n: int, seed: int, epoch: int, augment: bool = True) -> Plan:
 class Images:
     """Images uint8 (N, 32, 32, 3) and labels (N,) on a device, from which batches are cut without leaving it.
 
-    On a CPU they are the arrays given, not a copy.
+    On a CPU they are the arrays given, not a copy. `mean` and `std` normalise them, see `scaling`.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, device: torch.device | str = "cpu"):
+    def __init__(self, images: np.ndarray, labels: np.ndarray, device: torch.device | str = "cpu", mean=MEAN, std=STD):
         self.images, self.labels = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
-        scale = 1 / (255 * torch.tensor(STD))
-        self.scale, self.offset = scale.to(device), (-torch.tensor(MEAN) * 255 * scale).to(device)
+        scale = 1 / (255 * torch.tensor(std))
+        self.scale, self.offset = scale.to(device), (-torch.tensor(mean) * 255 * scale).to(device)
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def exchange(self, images: np.ndarray) -> None:
+        """Put others of the same shape and labels in their place; on CUDA also where a captured step reads them."""
+        self.images = self.images.copy_(torch.from_numpy(images)) if self.images.is_cuda else torch.from_numpy(images)
+
     def batch(self, plan: Plan) -> tuple[Tensor, Tensor]:
-        """Cropped from an edge of 4 zeros, flipped and normalised: float32 (B, 3, 32, 32) in channels_last
-        memory; and labels (B,)."""
-        padded = F.pad(self.images[plan.index], (0, 0, 4, 4, 4, 4))
-        image, line = (torch.arange(n, device=padded.device) for n in (len(padded), 32))
+        """Cropped from an edge of 4 zeros, flipped and normalised: float32 (B, 3, size, size) in channels_last
+        memory, where size is the images', 32 for CIFAR; and labels (B,)."""
+        padded, size = F.pad(self.images[plan.index], (0, 0, 4, 4, 4, 4)), self.images.shape[1]
+        image, line = (torch.arange(n, device=padded.device) for n in (len(padded), size))
         rows = plan.shift[:, :1] + line
-        cols = plan.shift[:, 1:] + torch.where(plan.flip[:, None], 31 - line, line)
+        cols = plan.shift[:, 1:] + torch.where(plan.flip[:, None], size - 1 - line, line)
         crop = padded[image[:, None, None], rows[:, :, None], cols[:, None, :]]
         return self._normalise(crop), self.labels[plan.index]
 

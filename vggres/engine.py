@@ -1,9 +1,9 @@
 """One training step, and evaluation, as fast as the device allows.
 
 CPU: channels-last memory and, where the processor has it, bf16 arithmetic; freed memory is kept for the next
-step. CUDA: the same with the data on the device, and the whole step, from the crop to Adam, captured as one CUDA
-graph. Weights, optimiser state and batch-norm statistics stay in float32; nothing is read back from the device
-between two calls of `metrics`.
+step. CUDA: the same with the data on the device, and the whole step, from the crop to the optimiser, captured as
+one CUDA graph. Weights, optimiser state and batch-norm statistics stay in float32; nothing is read back from the
+device between two calls of `metrics`.
 """
 
 import contextlib
@@ -11,9 +11,11 @@ import ctypes
 import sys
 import weakref
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
 
 from vggres.data import Images, Plan
 from vggres.errors import UserError
@@ -62,8 +64,9 @@ class Engine:
 
     Args:
         net: moved to the device in place; its LeakyReLUs then overwrite their input.
-        lr, weight_decay: Adam's (Kingma and Ba, 2015), with coupled L2 decay as in `torch.optim.Adam`.
+        lr, weight_decay: the step size and a coupled L2 decay.
         device, precision: see `pick_device` and `pick_precision`.
+        optimizer: "adam" (Kingma and Ba, 2015) as in `torch.optim`, or "sgd", with momentum 0.9.
 
     It sets for the whole process: on CUDA cuDNN's choice of algorithms by trial, and no TF32; on a CPU that the C
     library keeps freed memory.
@@ -76,6 +79,7 @@ class Engine:
         weight_decay: float,
         device: torch.device,
         precision: str | None = None,
+        optimizer: str = "adam",
     ):
         on_gpu = device.type == "cuda"
         self.device, self.precision = device, precision or pick_precision(device)
@@ -83,9 +87,15 @@ class Engine:
         for module in net.modules():
             if isinstance(module, nn.LeakyReLU):
                 module.inplace = True  # a third less to keep for the backward pass
-        self.optimizer = torch.optim.Adam(
-            net.parameters(), torch.tensor(lr, device=device), weight_decay=weight_decay, fused=True, capturable=on_gpu
+        # Fused, both read the rate from a tensor on the device; SGD does so only fused, and needs no `capturable`.
+        make, options = {
+            "adam": (torch.optim.Adam, {"capturable": on_gpu}),
+            "sgd": (torch.optim.SGD, {"momentum": 0.9}),
+        }[optimizer]
+        self.optimizer = make(
+            net.parameters(), torch.tensor(lr, device=device), weight_decay=weight_decay, fused=True, **options
         )
+        self._draws = any(isinstance(module, _DropoutNd) for module in net.modules())
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
         self._seen = 0
@@ -132,6 +142,15 @@ class Engine:
                 self._captured.setdefault((images, size), _Captured())(self, images, plan)
         self._seen += size
 
+    def draw_from(self, *key: int) -> None:
+        """Seed torch's generators for the step to come, if the net draws in it (dropout).
+
+        A captured step, too, reads its seed when it is replayed. The generators are the process's: two nets with
+        dropout that are trained side by side on one GPU may get each other's draws, alone they do not.
+        """
+        if self._draws:
+            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
     def ready(self) -> bool:
         """Whether `metrics` would answer at once: the device has done all steps given to it."""
         return self._stream is None or self._stream.query()
@@ -153,7 +172,7 @@ class Engine:
         """
         with self._turn():
             self.net.eval()
-            for x, y in images.batches(100 if self._stream is None else 2500):
+            for x, y in images.batches(100 if self._stream is None else 2_560_000 // images.images[0, ..., 0].numel()):
                 self._forward(x, y)
         self._seen += len(images)
         return self.metrics()

@@ -12,13 +12,14 @@ from vggres.models import layers
 def gradient_flow(net: nn.Module) -> dict[str, float]:
     """Mean |dE/dW| of each convolution's and linear layer's weight, in forward order.
 
-    Biases and batch normalisation are left out (reports A and B, their gradient-flow figures). Reads the
-    float32 `.grad` of the last backward pass.
+    Biases and batch normalisation are left out (reports A and B, their gradient-flow figures), and so are layers that
+    are not trained. Reads the float32 `.grad` of the last backward pass.
 
     Returns: layer name -> mean absolute gradient, in nats per unit of weight.
     """
-    means = torch.stack([layer.weight.grad.abs().mean() for _, layer in layers(net)])
-    return dict(zip((name for name, _ in layers(net)), means.tolist(), strict=True))
+    trained = {name: layer.weight for name, layer in layers(net) if layer.weight.requires_grad}
+    means = torch.stack([weight.grad.abs().mean() for weight in trained.values()])
+    return dict(zip(trained, means.tolist(), strict=True))
 
 
 def flow_on(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:

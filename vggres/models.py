@@ -1,6 +1,7 @@
-"""The networks of reports A and B: one `VGG`, one `Block`, `build(name)`; and how their weights are initialised.
+"""The networks of reports A and B: one `VGG`, one `Block`; how their weights are initialised; and `build(name)`, for
+the networks of C and D too (`resnets`).
 
-Every convolution is 3x3, stride 1, padding 1, with 32 filters; unless asked otherwise, the initialisation is
+Every convolution here is 3x3, stride 1, padding 1, with 32 filters; unless asked otherwise, the initialisation is
 PyTorch's default, as in the reports.
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vggres.errors import UserError
+from vggres.resnets import NETS, GlobalAveragePool
 
 Residual = Literal["none", "processing", "all"]
 SLOPE = 0.01  # of the reports' LeakyReLU, for negative inputs
@@ -142,16 +144,6 @@ class VGG(nn.Sequential):
         super().__init__(OrderedDict(parts))
 
 
-class GlobalAveragePool(nn.Module):
-    """Mean over height and width, (N, C, H, W) -> (N, C).
-
-    Unlike `nn.AdaptiveAvgPool2d(1)`, its backward pass is deterministic on CUDA.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3))
-
-
 # Report A's BN+RC has shortcuts in processing blocks only; report B's "ResNet" in every block.
 MODELS: dict[str, dict] = {
     "vgg08": dict(stages=3, blocks=0),
@@ -216,29 +208,35 @@ def initialise(net: nn.Module, init: str, slope: float = SLOPE) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def build(name: str, seed: int | None = None, init: str = "default", slope: float = SLOPE) -> VGG:
+def build(
+    name: str, seed: int | None = None, init: str = "default", slope: float = SLOPE, classes: int = 100
+) -> nn.Module:
     """The network of that name.
 
     Args:
-        name: a key of `MODELS`, such as "vgg38-bn-rc".
+        name: a key of `MODELS` or of `resnets.NETS`, such as "vgg38-bn-rc" or "resnet18".
         seed: draw the initial weights from this seed (the global generator is left as it was); without one
             they come from the global generator.
-        init: "default" is PyTorch's, as in the reports; or a key of `INITS`, see `initialise`.
+        init: "default" is PyTorch's, as in the reports, or torchvision's for its ResNets; or a key of `INITS`, see
+            `initialise`.
         slope: of the LeakyReLU, for negative inputs.
+        classes: how many logits.
 
     Raises:
         UserError: no such network or initialisation; or its activation is no LeakyReLU, for which alone slope and
             gain are meant.
     """
-    if name not in MODELS:
-        near = get_close_matches(name, MODELS, cutoff=0.3) or list(MODELS)
+    if name not in MODELS and name not in NETS:
+        near = get_close_matches(name, [*MODELS, *NETS], cutoff=0.3) or [*MODELS, *NETS]
         raise UserError(f"no network is called {name!r}; the nearest: {', '.join(near)}")
-    if "act" in MODELS[name] and (init, slope) != ("default", SLOPE):
+    if (name in NETS or "act" in MODELS[name]) and (init, slope) != ("default", SLOPE):
         raise UserError(f"{name} has an activation of its own: it is built with init='default' and slope={SLOPE} only")
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)
-        net = VGG(**{"act": nn.LeakyReLU(slope)} | MODELS[name])
+        if name in NETS:
+            return NETS[name](classes=classes)
+        net = VGG(**{"act": nn.LeakyReLU(slope)} | MODELS[name], classes=classes)
         if init != "default":
             initialise(net, init, slope)
     return net
@@ -254,11 +252,16 @@ def count_parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 
-def multiply_adds(name: str) -> int:
-    """Of one image's forward pass through a network of `MODELS`, in its convolutions and its linear layer."""
-    net, counts = build(name, seed=0).eval(), []
-    for _, layer in layers(net):
-        layer.register_forward_hook(lambda m, inputs, z: counts.append(m.weight.numel() * z[0, 0].numel()))
-    with torch.no_grad():
-        net(torch.zeros(1, 3, 32, 32))
+def multiply_adds(name: str, size: int = 32) -> int:
+    """Of one image's forward pass through a network, in its convolutions and its linear layers; counted, not computed.
+
+    Args:
+        size: the image's height and width in pixels.
+    """
+    counts: list[int] = []
+    with torch.device("meta"):
+        net = build(name).eval()
+        for _, layer in layers(net):
+            layer.register_forward_hook(lambda m, inputs, z: counts.append(m.weight.numel() * z[0, 0].numel()))
+        net(torch.zeros(1, 3, size, size))
     return sum(counts)

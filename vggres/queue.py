@@ -11,6 +11,7 @@ from vggres.checkpoints import epochs_done
 from vggres.models import multiply_adds
 from vggres.runs import QUEUE, Run
 from vggres.training import Claimed, steps, train_together
+from vggres.weights import NoWeights
 
 Job = tuple[Run, int]  # a run and a seed
 
@@ -42,7 +43,8 @@ def work_off(
         root: the folder of the datasets.
         minutes: stop cleanly after this time.
         together: how many at once; more than one only pays on a GPU.
-        pass_over_claimed: leave runs that another process is training to it, instead of raising.
+        pass_over_claimed: leave runs that another process is training to it, and those whose weights to start from
+            are not there yet, instead of raising.
         say: is called with a line for the user; `tell` with each job that ends and its record.
 
     Returns: what is left when the time is up, and how long it would take at this pace; None if nothing is.
@@ -69,7 +71,7 @@ def work_off(
                 yield images
         except StopIteration as end:
             return end.value
-        except Claimed as e:
+        except (Claimed, NoWeights) as e:
             if not pass_over_claimed:
                 raise
             say_of_it(f"passed over: {e}")

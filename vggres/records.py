@@ -24,6 +24,7 @@ from vggres.files import write_atomically
 from vggres.runs import RUNS, Run
 
 SCHEMA = 1
+LOCAL_WEIGHTS = "weights-local"  # kept where they were made, not committed
 COMMIT = re.compile("[0-9a-f]{40}")
 PARTS = {"run", "seed", "status", "model", "data", "result", "device", "env", "git", "time", "files"}
 HISTORY = {
@@ -244,7 +245,9 @@ def _check(folder: Path):
             yield f"{name} was changed after it was written"
     if kept := record.get("weights"):
         weights = folder.parents[2] / kept["file"]
-        if not weights.is_file() or _sha256(weights.read_bytes()) != kept["sha256"]:
+        absent = not weights.is_file()
+        may_be = kept["file"].startswith(f"{LOCAL_WEIGHTS}/")
+        if (absent and not may_be) or (not absent and _sha256(weights.read_bytes()) != kept["sha256"]):
             yield f"{kept['file']} is missing or was changed after it was written"
     run = Run.from_dict(record["run"])
     if run.name != record["run"]["name"] or folder.parent.name != run.name or folder.name != f"seed{record['seed']}":

@@ -11,7 +11,10 @@ from typing import Literal, get_args
 
 from vggres.errors import UserError
 
-Schedule = Literal["cosine-epoch", "cosine-step"]
+Schedule = Literal["cosine-epoch", "cosine-step", "step30"]
+Optimizer = Literal["adam", "sgd"]
+Normalise = Literal["course", "own", "none"]
+Trained = Literal["all", "last"]
 
 
 @dataclass(frozen=True)
@@ -20,14 +23,20 @@ class Run:
 
     Attributes:
         model, init, slope: what `vggres.build` makes: the network, how its weights are drawn, and its LeakyReLU.
-        dataset: "cifar100", "cifar10" or "synthetic".
+        dataset: "cifar100", "cifar10", "cifar100-30" (30 training images a class), "synthetic", or "folder".
         epochs, batch: passes over the training set, and images a step.
-        lr, lr_end: Adam's step size at the start and at the end of the cosine.
-        weight_decay: Adam's coupled L2 coefficient.
-        schedule: which of the two meanings of "cosine annealing", see `lr_at`.
+        lr, lr_end: the step size at the start and, of a cosine, at the end.
+        weight_decay: the coefficient of a coupled L2 term.
+        optimizer: "adam", or "sgd" with momentum 0.9.
+        schedule: which of the two meanings of "cosine annealing", or steps down; see `lr_at`.
         augment: random crop of 32 after zero padding by 4, and horizontal flip.
         limit: use only this many training images (None: all); for short runs in tests and chapters.
         exhibits: where the reports print it, such as "A/Table 1"; not part of what is run.
+        normalise: by the constants of the reports' "course" framework, by the training set's "own" mean and standard
+            deviation, or "none": pixels from 0 to 1. See `data.scaling`.
+        start: the name of the run from whose kept weights this one starts, all but the last layer's; or "imagenet",
+            torchvision's, or of a file. None: from scratch.
+        trained: "all" layers, or only the "last".
     """
 
     model: str
@@ -37,13 +46,16 @@ class Run:
     lr: float = 1e-3
     lr_end: float = 2e-5
     weight_decay: float = 0.0
-    optimizer: str = "adam"
+    optimizer: Optimizer = "adam"
     schedule: Schedule = "cosine-epoch"
     augment: bool = True
     limit: int | None = None
     init: str = "default"
     slope: float = 0.01
     exhibits: tuple[str, ...] = field(default=(), compare=False)
+    normalise: Normalise = "course"
+    start: str | None = None
+    trained: Trained = "all"
 
     def __post_init__(self):
         for name in ("epochs", "batch", "limit"):
@@ -56,9 +68,11 @@ class Run:
                 raise UserError(f"{name} must be 0 or more, and finite, not {value}")
         if not 0 <= self.slope <= 1:
             raise UserError(f"slope must be from 0 (ReLU) to 1 (linear), not {self.slope}")
-        for name, known in (("schedule", get_args(Schedule)), ("optimizer", ("adam",))):
-            if (value := getattr(self, name)) not in known:
-                raise UserError(f"no {name} is called {value!r}; there are {', '.join(known)}")
+        for name, known in dict(schedule=Schedule, optimizer=Optimizer, normalise=Normalise, trained=Trained).items():
+            if (value := getattr(self, name)) not in get_args(known):
+                raise UserError(f"no {name} is called {value!r}; there are {', '.join(get_args(known))}")
+        if self.trained == "last" and not self.start:
+            raise UserError("trained='last' needs a start: the other layers would keep what they were drawn with")
 
     @property
     def name(self) -> str:
@@ -70,6 +84,12 @@ class Run:
             parts.append(f"slope{self.slope:g}")
         if self.dataset != "cifar100":
             parts.append(self.dataset)
+        if self.start:  # of another run its data will do
+            parts.append(f"from-{self.start.removeprefix(f'{self.model}-').split('-')[0]}")
+        if self.trained != "all":
+            parts.append(f"{self.trained}-layer")
+        if self.optimizer != "adam":
+            parts.append(self.optimizer)
         if self.lr != 1e-3:
             parts.append(f"lr{_short(self.lr)}")
         if self.lr_end != 2e-5:
@@ -80,6 +100,8 @@ class Run:
             parts.append(f"batch{self.batch}")
         if self.schedule != "cosine-epoch":
             parts.append(self.schedule)
+        if self.normalise != "course":
+            parts.append({"own": "own-statistics", "none": "unnormalised"}[self.normalise])
         if not self.augment:
             parts.append("no-augment")
         if self.limit:
@@ -96,7 +118,11 @@ class Run:
         - epochs in "cosine-epoch": one half period, a true annealing (Loshchilov and Hutter, 2017);
         - steps in "cosine-step": the rate swings with a period of `2 * epochs` steps for the whole run. It is
           what comes out when a scheduler made for epochs is called after every mini-batch.
+
+        In "step30" it is a tenth after every 30 epochs (report C), and `lr_end` means nothing.
         """
+        if self.schedule == "step30":
+            return self.lr * 0.1 ** (step // steps_per_epoch // 30)
         t = step // steps_per_epoch if self.schedule == "cosine-epoch" else step
         return self.lr_end + (self.lr - self.lr_end) * (1 + math.cos(math.pi * t / self.epochs)) / 2
 
@@ -195,6 +221,70 @@ _GROUPS: list[tuple[tuple[int, ...], list[Run]]] = [
             replace(_ALL_THREE, model="vgg68", slope=0.49),  # and for 67 (Zhang et al., 2022)
         ],
     ),
+]
+# Report C, "Let's go deeper in CNN"; the epochs are our choice, three steps of the rate.
+RESNET = dict(optimizer="sgd", lr=5e-2, weight_decay=5e-4, batch=128, schedule="step30", epochs=90)
+PRETRAINED = Run("resnet18", dataset="cifar10", **RESNET, exhibits=("C/Day 7",))
+# Report D, part 2. Optimiser and schedule are not told: the project's defaults, and SGD, which its slow log suggests.
+FEW = dict(dataset="cifar100-30", lr=5e-4, batch=32, epochs=30, normalise="own")
+_TRANSFER = [
+    Run("resnet18", **FEW, start=PRETRAINED.name, trained="last", exhibits=("D/Part 2",)),
+    Run("resnet18", **FEW, start=PRETRAINED.name, exhibits=("D/Part 2",)),
+    Run("resnet18", **FEW),
+]
+# Report D, part 1: steps 0 to 7 change the net (see `resnets.STEPS`), 8 and 9 the data. The epochs are our choice.
+_STEPS = [
+    Run(f"basenet-{step}", normalise="none", augment=False, epochs=30, exhibits=(f"D/Ablation {step or 1}",))
+    for step in range(8)
+]
+_STEPS += [
+    Run("basenet-6", normalise="own", augment=False, epochs=30, exhibits=("D/Ablation 8",)),
+    Run("basenet-6", normalise="own", epochs=30, exhibits=("D/Ablation 9",)),
+]
+_GROUPS += [
+    (
+        (0, 1, 2),
+        [
+            PRETRAINED,
+            Run("resnet18-no-bn", dataset="cifar10", **RESNET, exhibits=("C/Day 7",)),
+            Run("resnet18", **RESNET, exhibits=("C/Day 7",)),
+            Run("resnet18-no-bn", **RESNET, exhibits=("C/Day 7",)),
+        ],
+    ),
+    ((0, 1, 2), _TRANSFER),
+    ((0, 1, 2), _STEPS),
+    ((0,), [Run("basenet", normalise="own", exhibits=("D/Ablation 10", "D/Result"))]),
+    # Other readings of report D: step 10 in the net of step 9; steps 9 and 4 in nets as deep as BaseNet; SGD; and its
+    # starting code, of which it tells the 10 epochs only.
+    ((0,), [Run("basenet-6", normalise="own")]),
+    ((0, 1, 2), [replace(run, optimizer="sgd", exhibits=()) for run in _TRANSFER]),
+    (
+        (0,),
+        [
+            Run(
+                "resnet18",
+                dataset="cifar100-30",
+                start=PRETRAINED.name,
+                trained="last",
+                epochs=10,
+                exhibits=("D/Part 2",),
+            ),
+            Run("basenet", normalise="own", epochs=30),
+            Run("basenet-no-skip", normalise="none", augment=False, epochs=30),
+        ],
+    ),
+    # Report C's other questions: depth, dropout, Inception, augmentation.
+    (
+        (0,),
+        [
+            Run(f"resnet{depth}{norm}", dataset="cifar10", **RESNET, exhibits=("C/Day 10",))
+            for depth in (34, 50)
+            for norm in ("", "-no-bn")
+        ],
+    ),
+    ((0,), [Run("resnet18-dropout", dataset="cifar10", **RESNET, exhibits=("C/Day 7",))]),
+    ((0,), [Run("inception", dataset="cifar10", **RESNET, exhibits=("C/Day 8-9",))]),
+    ((0,), [Run("resnet18", dataset="cifar10", augment=False, **RESNET, exhibits=("C/Day 10",))]),
     # Five epochs of the nets of the story, for where there is no GPU.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
     ((0,), [replace(_ALL_THREE, epochs=5)]),
@@ -206,6 +296,7 @@ TABLE_1 = [run.name for run in _TABLE_1]
 WEIGHTS = {
     *("vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2"),
     *("vgg38-resnet-wd1e-3", "vgg68-resnet-wd1e-3"),
+    PRETRAINED.name,
 }
 
 

@@ -30,7 +30,12 @@ def reported(results: Path | str | None = None) -> pd.DataFrame:
 
 
 def label(run: Run) -> str:
-    """The network as the reports write it: "VGG38 BN + RC"; then its initialisation and slope, if not the reports'."""
+    """The network as the reports write it: "VGG38 BN + RC", "ResNet-18 without BN"; then its initialisation and slope,
+    if they are not the reports'."""
+    if not run.model.startswith("vgg"):
+        words = {"resnet": "ResNet-", "-no-bn": " without BN", "-dropout": " with dropout", "inception": "Inception"}
+        words |= {"basenet-no-skip": "BaseNet, plain", "basenet-": "BaseNet, step ", "basenet": "BaseNet"}
+        return re.sub("|".join(words), lambda found: words[found[0]], run.model)
     model, *variant = run.model.split("-")
     words = {"bn": "BN", "rc": "RC", "resnet": "ResNet", "sigmoid": "sigmoid", "skipinit": "SkipInit"}
     notes = [run.init] * (run.init != "default") + [f"slope {run.slope:g}"] * (run.slope != 0.01)

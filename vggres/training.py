@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from vggres import records
 from vggres.checkpoints import State, checkpoints, resume, save
-from vggres.data import Data, Images, plan_epoch
+from vggres.data import Data, Images, plan_epoch, scaling
 from vggres.engine import Engine, pick_device
 from vggres.errors import UserError
 from vggres.gradients import flow_on
 from vggres.models import build, count_parameters, layers
 from vggres.runs import Run
-from vggres.weights import keep
+from vggres.weights import begin, keep
 
 
 def train(*args, **options) -> dict | None:
@@ -66,6 +66,7 @@ def steps(
     minutes: float | None = None,
     say=lambda line: None,
     together: int = 1,
+    start: tuple[dict, str] | None = None,
 ) -> Generator[int, None, dict | None]:
     """The training of a run, to be advanced by `train_together`: it pauses after each step, and yields the number of
     images that it has trained on since the last pause.
@@ -82,12 +83,13 @@ def steps(
         minutes: stop cleanly after this time; the same call goes on later.
         say: is called with a line for the user, such as "resumes after epoch 12".
         together: how many runs share the device; for the record, since they share its time.
+        start: the weights that `run.start` names if it names no run, and their SHA-256.
 
     Returns: the record, or None when the time was up first.
 
     Raises:
         UserError: the results folder cannot be written, another process trains this run, the checkpoint is of
-            another configuration, the device is absent.
+            another configuration, the device is absent, there are no weights to start from.
     """
     deadline = time.monotonic() + (minutes * 60 if minutes is not None else math.inf)
     with claim(records.folder_of(results, run.name, seed)) as folder:
@@ -96,16 +98,19 @@ def steps(
             say(f"is recorded already in {folder}; delete the folder to measure again")
             return record
         git = records.provenance()
-        net = build(run.model, seed, run.init, run.slope)
-        engine = Engine(net, run.lr, run.weight_decay, pick_device(device))
+        net = build(run.model, seed, run.init, run.slope, data.classes)
+        started = begin(net, run, results, start)
+        engine = Engine(net, run.lr, run.weight_decay, pick_device(device), optimizer=run.optimizer)
         state = resume(folder, run, seed, engine, say) or State()
         if git not in state.git:
             state.git.append(git)
         if run.limit:
             data = data.subset(run.limit)
-        train_set, val_set, test_set = (Images(*part, engine.device) for part in (data.train, data.val, data.test))
+        scale, splits = scaling(run.normalise, data.train[0]), (data.train, data.val, data.test)
+        train_set, val_set, test_set = (Images(*part, engine.device, *scale) for part in splits)
         if not state.gradients:
             first = next(plan_epoch(len(train_set), seed, 0, run.augment).to(engine.device).batches(run.batch))
+            engine.draw_from(seed)
             state.gradients.append({"epoch": 0, **flow_on(engine.net, *train_set.batch(first))})
 
         an_epoch = math.ceil(len(train_set) / run.batch)
@@ -114,11 +119,15 @@ def steps(
                 began, epoch = time.monotonic(), state.epoch
                 if began + state.seconds_an_epoch > deadline:
                     return None
-                plan = plan_epoch(len(train_set), seed, epoch, run.augment).to(engine.device)
+                if data.redraw and run.augment:
+                    train_set.exchange(data.redraw(seed, epoch))
+                crops = run.augment and not data.redraw
+                plan = plan_epoch(len(train_set), seed, epoch, crops).to(engine.device)
                 for i, batch in enumerate(plan.batches(run.batch)):
                     if time.monotonic() > deadline:
                         return None
                     lr = run.lr_at(epoch * an_epoch + i, an_epoch)
+                    engine.draw_from(seed, epoch, i)
                     engine.step(train_set, batch, lr)
                     bar.update(len(batch.index))
                     yield len(batch.index)  # the turn of the runs trained beside this one
@@ -129,7 +138,7 @@ def steps(
                 save(folder, run, seed, engine, state)
                 bar.set_postfix_str(f"epoch {epoch + 1}, loss {trained[0]:.3f}, val {100 * validated[1]:.1f} %")
 
-        record = measure(run, seed, data, engine, state, test_set)
+        record = measure(run, seed, data, engine, state, test_set) | started
         record["time"]["together"] = together
         if state.best is not None:
             record |= keep(results, run.name, seed, state.best)

@@ -1,54 +1,143 @@
-"""The weights of a few runs, kept beside the records: written once, proved by the record's hash, loaded as a net."""
+"""The weights of a few runs, kept beside the records: written once, proved by the record's hash, loaded as a net, or
+started from."""
 
 import hashlib
+import io
 from pathlib import Path
+from pickle import UnpicklingError
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as to_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from vggres import records
+from vggres.data import classes
 from vggres.errors import UserError
 from vggres.files import write_atomically
-from vggres.models import VGG, build
+from vggres.models import build, layers
 from vggres.runs import WEIGHTS, Run, find
+
+COMMITTED = 10e6  # bytes; what is larger is kept in a folder that git ignores, and made again by training
+
+
+class NoWeights(UserError):
+    """The weights of a run are asked for, and it has none yet."""
 
 
 def keep(results: Path | str, name: str, seed: int, state: dict[str, Tensor]) -> dict:
-    """Write `weights/<run>.safetensors` (float32) if the registry asks for them: of seed 0 of a few runs.
+    """Write `weights/<run>.safetensors` (float32) if the registry asks for them: of seed 0 of a few runs. Above 10 MB
+    they go to `weights-local/`, which git ignores.
 
     Returns: what the record says of it; empty where nothing was to be written.
     """
     if name not in WEIGHTS or seed:
         return {}
     content = to_bytes({k: v.cpu().contiguous() for k, v in state.items()}, {"run": name})
-    file = f"weights/{name}.safetensors"
-    (Path(results) / "weights").mkdir(parents=True, exist_ok=True)
+    file = f"{'weights' if len(content) < COMMITTED else records.LOCAL_WEIGHTS}/{name}.safetensors"
+    (Path(results) / file).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(results) / file, content)
     return {"weights": {"file": file, "sha256": hashlib.sha256(content).hexdigest()}}
 
 
-def load(name: str, results: Path | str | None = None) -> VGG:
+def load(name: str, results: Path | str | None = None) -> nn.Module:
     """The net of a run, of seed 0, after the epoch of its best validation accuracy; in evaluation mode.
 
     Raises:
         UserError: no such run, no record or no weights of it, or other weights than the record was written with.
     """
+    state, record = read(find(name).name, results)
+    run = Run.from_dict(record["run"])
+    net = build(run.model, None, run.init, run.slope, classes(run.dataset))
+    net.load_state_dict(state)
+    return net.eval()
+
+
+def read(name: str, results: Path | str | None = None) -> tuple[dict[str, Tensor], dict]:
+    """The kept weights of a run, of seed 0, and its record. Raises as `load` does."""
     results = Path(results or records.default_root())
-    folder = records.folder_of(results, find(name).name, 0)
+    folder = records.folder_of(results, name, 0)
     if not (folder / "run.json").exists():
-        raise UserError(f"{name}, seed 0, is not recorded: `vggres train {name}` first")
+        raise NoWeights(f"{name}, seed 0, is not recorded: `vggres train {name}` first")
     record = records.read(folder)
     if "weights" not in record:
-        stored = sorted(path.stem for path in (results / "weights").glob("*.safetensors"))
-        raise UserError(
+        stored = sorted(path.stem for path in results.glob("weights*/*.safetensors"))
+        raise NoWeights(
             f"{name} was recorded without its weights; there are those of {', '.join(stored) or 'no run yet'}. "
             f"Move {folder} away and train it again"
         )
     path = results / record["weights"]["file"]
-    if not path.is_file() or hashlib.sha256(content := path.read_bytes()).hexdigest() != record["weights"]["sha256"]:
-        raise UserError(f"{path}: missing, or not the weights that the record of {name} was written with")
-    run = Run.from_dict(record["run"])
-    net = build(run.model, init=run.init, slope=run.slope)
-    net.load_state_dict(read_tensors(content))
-    return net.eval()
+    if not path.is_file():
+        raise NoWeights(
+            f"{path}: missing, and the record of {name} was written with it. Move {folder} away and train it again"
+        )
+    if hashlib.sha256(content := path.read_bytes()).hexdigest() != record["weights"]["sha256"]:
+        raise UserError(f"{path}: not the weights that the record of {name} was written with")
+    return read_tensors(content), record
+
+
+def read_file(file: Path | None = None) -> tuple[dict[str, Tensor], str]:
+    """Weights that are no run's, and the SHA-256 of their file: `.safetensors`, or a state_dict by `torch.save`.
+
+    Args:
+        file: None for torchvision's ResNet-18 of ImageNet, which is fetched once.
+
+    Raises:
+        UserError: it cannot be fetched or read.
+    """
+    if file is None:
+        from torchvision.models import ResNet18_Weights
+
+        url = ResNet18_Weights.IMAGENET1K_V1.url
+        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+        if not file.exists():
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(url, str(file), Path(url).stem.split("-")[1], progress=False)
+            except (OSError, RuntimeError) as e:
+                raise UserError(f"{url} could not be fetched ({e}); fetch it elsewhere and name it by --weights") from e
+    try:
+        content = file.read_bytes()
+        if file.suffix == ".safetensors":
+            state = read_tensors(content)
+        else:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return {str(k): v for k, v in state.items() if isinstance(v, Tensor)}, hashlib.sha256(content).hexdigest()
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, AttributeError) as e:
+        raise UserError(f"{file}: no weights can be read from it ({type(e).__name__})") from e
+
+
+def begin(net: nn.Module, run: Run, results: Path | str, given: tuple[dict[str, Tensor], str] | None = None) -> dict:
+    """Put the weights of `run.start` into a net, all but the last layer's, which stays as it was drawn; and let only
+    the last layer be trained if the run says so.
+
+    Batch normalisation goes on using, and remembering, the statistics of its batches: they have nothing to train.
+
+    Args:
+        given: weights that are not a run's, and the SHA-256 of their file.
+
+    Returns: what the record says of it; empty for a run from scratch.
+
+    Raises:
+        UserError: there are no such weights, or they are of another network.
+    """
+    if not run.start:
+        return {}
+    if given is None:
+        state, record = read(run.start, results)
+        given = state, record["weights"]["sha256"]
+    state, digest = given
+    (last, _), own = layers(net)[-1], net.state_dict()
+    # Batch normalisation counts its batches, but files from before it did lack the number, and nothing uses it.
+    wanted, kept = (
+        {k: v for k, v in tensors.items() if not k.startswith(f"{last}.") and not k.endswith("num_batches_tracked")}
+        for tensors in (own, state)
+    )
+    if {k: v.shape for k, v in kept.items()} != {k: v.shape for k, v in wanted.items()}:
+        raise UserError(f"the weights of {run.start} are not of a {run.model}: other layers or other shapes")
+    net.load_state_dict(own | kept)
+    if run.trained == "last":
+        for name, p in net.named_parameters():
+            p.requires_grad_(name.startswith(f"{last}."))
+    return {"start": {"run": run.start, "sha256": digest}}
