@@ -78,8 +78,8 @@ print("gain of a layer, backwards:", ", ".join(f"{init} {value:.1f}" for init, v
 # ## Ask whether two images still differ
 #
 # A layer can preserve the norm of every image, and still make all images the same. So measure the angle: the mean
-# cosine between the features of two different images. Before a layer's activation let it be $c$. Behind a LeakyReLU of
-# slope $a$ it is, in the limit of many filters,
+# cosine between the channels of two different images at the same pixel. Before a layer's activation let it be $c$.
+# Behind a LeakyReLU of slope $a$ it is, in the limit of many filters,
 #
 # $$ C(c) = c + \frac{(1 - a)^2}{\pi (1 + a^2)} \Big( \sqrt{1 - c^2} - c \arccos c \Big) $$
 #
@@ -115,14 +115,16 @@ _ = axes.set_title("1: all images are one. Lines: theory. Dots: VGG38, delta-ort
 plt.show()
 
 # %%
-ends = pd.Series({slope: rows.iloc[:, -2].mean() for slope, rows in measured.items()})
-theory = pd.Series({slope: probes.cosine_after(36, slope) for slope in measured})
-assert ((ends - theory).abs() < 0.15).all() and ends.is_monotonic_decreasing
+theory = pd.DataFrame({slope: [probes.cosine_after(k, slope) for k in range(1, 37)] for slope in measured})
+dots = pd.DataFrame({slope: rows.mean().to_numpy()[1:-1] for slope, rows in measured.items()})
+assert (dots - theory).abs().max(axis=None) < 0.2 and (dots - theory).mean().abs().max() < 0.12
+assert (dots[0.01] > dots[0.3]).all() and (dots[0.3] > dots[0.6]).all()
 
 # %% [markdown]
-# **Figure 1.** How alike two images look to each layer. Nothing is fitted. The dots keep to their lines within about
-# 0.15 (32 filters are far from infinitely many, and the procedural images are not unrelated at the start), and
-# above all they keep their order: the slope decides. At 0.01 the images run together within a dozen layers.
+# **Figure 1.** How alike two images look to each layer; two initialisations a slope. Nothing is fitted. The dots run
+# along their lines, mostly a tenth above: the procedural images are not unrelated to begin with, each pooling (at 12
+# and 24) averages pixels into more alike ones, and 32 filters are far from infinitely many. Above all they keep their
+# order: the slope decides. At 0.01 the images run together within a dozen layers.
 #
 # The theory can be asked the other way round: with which slope do the images end at a cosine chosen beforehand? Zhang
 # et al. (2022) choose 0.9. The answer depends on the depth alone:
@@ -155,7 +157,7 @@ slopes
 
 # %%
 def card(net):
-    """The answers of a net, and its loss."""
+    """The answers of a net."""
     step = probes.first_step(net, x, y, lr=1e-3)
     return {
         "gradient": probes.relative_gradients(net, x, y)["entry.conv"],
@@ -164,7 +166,6 @@ def card(net):
         "smooth": probes.shattering(net, x, points=64)[1].item(),
         "step": np.median(list(step["updates"].values())),
         "slice": probes.loss_slice(net, x, y, [0.5])[0],
-        "loss": step["before"],
     }
 
 
@@ -219,7 +220,7 @@ RECIPES = [
     "vgg38-delta-orthogonal-slope0.6-lr4e-4",
 ]
 others, _ = next(batches(50, epoch=1))
-LOOK = dict(zip(RECIPES, [figures.PALETTE[i] for i in (3, 7, 0, 5)] + ["black"], strict=True))
+LOOK = dict(zip(RECIPES, [figures.PALETTE[i] for i in (3, 7, 0, 6)] + ["black"], strict=True))
 
 
 def learn(name, lr=None, steps=60):
@@ -262,12 +263,12 @@ assert mended < 4.0 and mended < weights - 0.3, "with the slope, the plain net l
 assert skipinit < 4.4 and bn_rc < 4.4
 
 # %% [markdown]
-# **Figure 2.** *Left*: to the head of the plain VGG38 (red) all images are one, in double precision, before
+# **Figure 2.** *Left*: to the head of the plain VGG38 (orange) all images are one, in double precision, before
 # the first step, and they stay so. *Right*: it guesses. Its failure is decided before the first step, and this is by
 # what. With delta-orthogonal weights (grey) the gradient is healthy, a hundredth of the images' difference is left, and
 # for tens of steps nothing comes of it. With slope 0.6 as well (black), the images start apart, move further apart at
 # once, and the loss falls from the first step: a *plain* net of 38 layers and 336,196 parameters learns, and here
-# faster than the repaired ones. SkipInit (brown) starts as a net of no depth, and BN + RC (blue) apart by construction.
+# faster than the repaired ones. SkipInit (pink) starts as a net of no depth, and BN + RC (blue) apart by construction.
 #
 # A small cosine at the start is no law for all nets: VGG08 and VGG38 RC start with images that agree to the fifth
 # digit, and learn. Few layers stand between their input and their head, the gradient reaches all of them, and a few
@@ -310,7 +311,7 @@ assert large["vgg38-bn-rc-lr1e-2"] < 0.3 and abs(small["vgg38"]) < 0.01
 # **Figure 3.** The mended plain net (black) gains most from a small step, and leaves the picture at 1e-2: Adam moves
 # every weight by the same amount, also the zeros around the centre of each kernel, and 37 such changes multiply. BN
 # divides a layer's output by whatever size it has got: BN + RC (blue) takes the same step unharmed. For the plain
-# VGG38 (red) no step matters. Trained at 1e-2, the mended net is lost within a few steps:
+# VGG38 (orange) no step matters. Trained at 1e-2, the mended net is lost within a few steps:
 
 # %%
 losses, _ = learn(RECIPES[-1], lr=1e-2, steps=10)

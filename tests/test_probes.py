@@ -98,6 +98,10 @@ def test_similarity_is_the_mean_cosine_of_all_pairs(small):
     assert probes.similarity(net, x[:1].expand(4, 6))["0"] == pytest.approx(1)
     assert probes.similarity(net, torch.eye(6))["0"] == pytest.approx(0)
 
+    net, x = nn.Conv2d(3, 2, 1), torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    pairs = [F.cosine_similarity(x[i], x[j], dim=0).mean().item() for i in range(4) for j in range(i)]  # by pixel
+    assert probes.similarity(nn.Sequential(net), x)["0"] == pytest.approx(np.mean(pairs))
+
 
 def test_relative_gradients_of_a_small_net(small):
     net, x, y = small

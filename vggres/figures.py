@@ -190,7 +190,7 @@ def what_else(results: Path | str | None = None) -> Figure | None:
     """
     story = {
         **{name: STYLE[find(name).model] for name in ("vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2")},
-        "vgg38-skipinit": (PALETTE[5], "P"),
+        "vgg38-skipinit": (PALETTE[6], "P"),
         "vgg38-delta-orthogonal-lr4e-4": (PALETTE[7], "x"),
         "vgg38-delta-orthogonal-slope0.6-lr4e-4": ("black", "*"),
     }

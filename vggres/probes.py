@@ -54,10 +54,10 @@ def activations(net: nn.Module, x: Tensor) -> list[dict]:
 def similarity(net: nn.Module, x: Tensor) -> dict[str, float]:
     """How alike two different images look to each layer: the mean over pairs of the cosine of the layer's inputs,
 
-        <a, b> / (|a| |b|)  with a and b the two images' features, all channels and pixels, not centred.
+        <a, b> / (|a| |b|)  with a and b the two images' channels at the same pixel, not centred,
 
-    1 says that all images are one and the same. `cosine_after` is what theory expects (Daniely et al., 2016; Martens
-    et al., 2021).
+    and over pixels. 1 says that all images are one and the same. `cosine_after` is what theory expects (Daniely et
+    al., 2016; Martens et al., 2021).
 
     Returns: layer name -> mean cosine, in forward order. The first is that of the images themselves.
     """
@@ -65,8 +65,8 @@ def similarity(net: nn.Module, x: Tensor) -> dict[str, float]:
     for name, layer in layers(net):
 
         def note(module, inputs, name=name):
-            units = F.normalize(inputs[0].flatten(1), dim=1)
-            cosines[name] = (units.sum(0).square().sum().item() - n) / (n * (n - 1))
+            units = F.normalize(inputs[0], dim=1)
+            cosines[name] = (units.sum(0).square().sum(0).mean().item() - n) / (n * (n - 1))
 
         layer.register_forward_pre_hook(note)
     with torch.no_grad():
