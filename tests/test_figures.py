@@ -67,6 +67,17 @@ def test_gradient_flow_shows_every_epoch_and_layer_of_the_record_on_both_axes():
         assert np.array_equal(drawn, table.to_numpy())
 
 
+def test_what_else_shows_runs_of_one_length_and_the_history_of_each(tmp_path):
+    assert figures.what_else(tmp_path) is None
+    fig = figures.what_else()
+    lengths = {len(line.get_xdata()) for axes in fig.axes for line in axes.lines if len(line.get_xdata()) > 2}
+    assert len(lengths) == 1
+    name = "vgg38-bn-5ep" if lengths == {5} else "vgg38-bn"
+    history = records.load_series(name, "history.csv").query("seed == 0")
+    for axes, values in zip(fig.axes, (history.train_loss, 100 * history.val_acc), strict=True):
+        assert any(np.array_equal(line.get_ydata(), values) for line in axes.lines)
+
+
 def test_a_figure_carries_its_provenance():
     commit = records.load_runs().set_index(["run", "seed"]).loc[("vgg08", 0), "commit"]
     assert commit[:7] in figures.flow("vgg08")._supxlabel.get_text()

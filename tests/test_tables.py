@@ -10,7 +10,7 @@ from scipy import stats
 
 from vggres import records, tables
 from vggres.models import MODELS
-from vggres.runs import RUNS, TABLE_1, Run
+from vggres.runs import FIXES, RUNS, TABLE_1, Run
 
 ROOT = Path(__file__).parent.parent
 
@@ -145,3 +145,17 @@ def test_verdicts_without_any_record_are_not_measured(tmp_path):
     shutil.copy(records.default_root() / "reported.csv", tmp_path)
     table = tables.verdicts(tmp_path)
     assert (table[table.metric != "params"].verdict == "not measured").all()
+
+
+def test_what_else_has_a_row_for_each_fix_and_says_what_is_measured():
+    table = tables.what_else()
+    rows = {(row.Index, row.n) for row in table.itertuples()}
+    assert (("VGG38", "0.001", 5), 1) in rows
+    assert table.index.is_unique and len(table) > len(FIXES) + 6
+    for row in table.to_dict("records"):
+        assert (row["n"] == 0) == (row["test (%)"] == "not measured")
+    measured = records.load_runs().set_index(["run", "seed"]).loc[("vgg38-bn-5ep", 0)]
+    told = table.loc[("VGG38 BN", "0.001", 5)]
+    assert told["test (%)"] == f"{100 * measured.test_acc:.2f}"
+    assert told["training loss"] == f"{measured.train_loss:.2f}"
+    assert table.loc[("VGG68, delta-orthogonal, slope 0.49", "0.0004", 100), "parameters"] == "612,676"

@@ -280,6 +280,40 @@ def headline(results: Path | str | None = None) -> Figure | None:
     return fig
 
 
+def what_else(results: Path | str | None = None) -> Figure | None:
+    """What the plain VGG38 learns beside the repaired ones: training loss and validation accuracy by epoch.
+
+    It shows runs of 100 epochs if the plain net's is among them, else those of five. None without records.
+    """
+    story = {
+        **{name: STYLE[find(name).model] for name in ("vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2")},
+        "vgg38-skipinit": (PALETTE[6], "P"),
+        "vgg38-delta-orthogonal-lr4e-4": (PALETTE[7], "x"),
+        "vgg38-delta-orthogonal-slope0.6-lr4e-4": ("black", "*"),
+    }
+    mended = [*story][-1]
+    suffix = "" if recorded(mended, results) == mended else "-5ep"
+    looks = {name + suffix: look for name, look in story.items() if recorded(name, results) == name + suffix}
+    if not looks:
+        return None
+    fig = Figure(figsize=(9.5, 3.8))
+    for axes, metric, scale in zip(fig.subplots(1, 2), ("train_loss", "val_acc"), (1, 100), strict=True):
+        for name, (colour, marker) in looks.items():
+            for seed, history in records.load_series(name, "history.csv", results).groupby("seed"):
+                style = dict(color=colour, marker=marker, ms=4, lw=1.3, markevery=max(1, len(history) // 10))
+                axes.plot(history.epoch, scale * history[metric], label=title(name) if seed == 0 else None, **style)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("epoch")
+    loss, acc = fig.axes
+    loss.axhline(np.log(100), color="0.6", lw=0.8, ls=":")
+    loss.set(ylabel="cross-entropy (nats)", title="Training loss (dotted: guessing, ln 100)")
+    acc.axhline(1, color="0.6", lw=0.8, ls=":")
+    acc.set(ylabel="accuracy (%)", title="Validation accuracy (dotted: guessing)", ylim=(0, None))
+    acc.legend(frameon=False, fontsize=7.5)
+    stamp(fig, [*looks], results)
+    return fig
+
+
 def stamp(
     fig: Figure,
     names: list[str],

@@ -8,7 +8,7 @@ from scipy import stats
 
 from vggres import records
 from vggres.models import build, count_parameters
-from vggres.runs import RUNS, TABLE_1, Run, find
+from vggres.runs import FIXES, RUNS, TABLE_1, Run, find
 
 OTHER_IMAGES = {"val_acc": 2_500}  # the reports' validation images are not ours; all else is (nearly) the same
 METRICS = ("train_loss", "train_acc", "val_loss", "val_acc")
@@ -80,6 +80,28 @@ def table_1(results: Path | str | None = None, names: list[str] = TABLE_1) -> pd
                 }
             )
     return pd.DataFrame(rows).astype({"reported": float, "measured": float, "interval": float})
+
+
+def what_else(results: Path | str | None = None) -> pd.DataFrame:
+    """The nets that no report trained, for reading; above them those of Table 1 that they are to be held against.
+
+    One row a run, indexed by network, learning rate and epochs: parameters, training loss (nats) and validation
+    accuracy after the last epoch, test accuracy of the best epoch (%), mean over n seeds. A run of five epochs has a
+    row where it is recorded; any other without a record says "not measured".
+    """
+    runs, rows = records.load_runs(results), []
+    table_1 = [name for name in TABLE_1 if name.startswith("vgg38")]
+    for run in map(find, [*table_1, *FIXES, *(f"{name}-5ep" for name in table_1 + FIXES if f"{name}-5ep" in RUNS)]):
+        mine = runs[runs.run == run.name]
+        if run.epochs == 5 and mine.empty:
+            continue
+        row = {"network": label(run), "learning rate": f"{run.lr:g}", "epochs": run.epochs}
+        row["parameters"] = f"{count_parameters(build(run.model)):,}"
+        heads = {"training loss": (1, "train_loss"), "validation (%)": (100, "val_acc"), "test (%)": (100, "test_acc")}
+        for head, (scale, metric) in heads.items():
+            row[head] = f"{scale * mine[metric].mean():.2f}" if len(mine) else "not measured"
+        rows.append(row | {"n": len(mine)})
+    return pd.DataFrame(rows).set_index(["network", "learning rate", "epochs"])
 
 
 def prediction(values: pd.Series, other_images: int | None = None, level: float = 0.95) -> float | None:
