@@ -131,3 +131,15 @@ def test_an_exhibit_that_is_not_measured_is_not_drawn(tmp_path):
 def test_every_network_of_the_story_has_its_own_colour_and_marker():
     colours, markers = zip(*figures.STYLE.values(), strict=True)
     assert len(set(colours)) == len(set(markers)) == len(figures.STYLE)
+
+
+def test_histories_show_each_seed_and_say_what_is_not_measured():
+    panels = {"one": {"VGG08": "vgg08", "VGG38": "vgg38-resnet"}, "two": {"short": "vgg38-5ep"}}
+    fig = figures.histories(panels, "acc")
+    history = records.load_series("vgg08", "history.csv")
+    drawn = [line.get_ydata() for line in fig.axes[0].lines if len(line.get_ydata())]
+    assert len(drawn) == 2 * history.seed.nunique()
+    assert np.array_equal(drawn[1], 100 * history[history.seed == 0].val_acc)
+    assert "VGG38: not measured" in [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
+    assert fig._supxlabel.get_text().startswith("CIFAR-100 6d2a03c4 · ")
+    assert figures.histories({"none": {"VGG38": "vgg38-resnet"}}) is None

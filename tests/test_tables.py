@@ -159,3 +159,22 @@ def test_what_else_has_a_row_for_each_fix_and_says_what_is_measured():
     assert told["test (%)"] == f"{100 * measured.test_acc:.2f}"
     assert told["training loss"] == f"{measured.train_loss:.2f}"
     assert table.loc[("VGG68, delta-orthogonal, slope 0.49", "0.0004", 100), "parameters"] == "612,676"
+
+
+def test_any_runs_are_compared_as_reported_and_as_measured(monkeypatch):
+    deep, first = "basenet-own-statistics", "basenet-0-unnormalised-no-augment-30ep"
+    measured(monkeypatch, run=[first, first, "vgg08"], val_acc=[0.2, 0.3, 0.9], test_acc=[0.1, 0.1, 0.1])
+    table = tables.compare({"first": first, "BaseNet": deep}, results=ROOT / "results")
+    assert table.reported.tolist() == [0.23, 0.65] and table.n.tolist() == [2, 0]
+    words = tables.in_words(table)
+    assert words.loc["first"].tolist() == ["23.00", "25.00", "± 63.53", "2"]
+    assert words.loc["BaseNet"].tolist() == ["65.00", "not measured", "–", "0"]
+    tested = tables.in_words(tables.compare({"BaseNet": deep}, "test_acc", ROOT / "results"))
+    assert tested.loc["BaseNet", "reported"] == "62.60"
+
+
+def test_the_log_of_report_d_is_not_taken_for_its_result():
+    whole = next(n for n in RUNS if n.startswith("resnet18-cifar100-30-from-cifar10-lr"))
+    assert tables.compare({"whole": whole}, "train_acc").reported.tolist() == [0.9457]
+    log = tables.reported().query("exhibit.str.startswith('Part 2, epoch')")
+    assert len(log) == 60 and set(log.run) == {whole}

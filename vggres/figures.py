@@ -314,6 +314,31 @@ def what_else(results: Path | str | None = None) -> Figure | None:
     return fig
 
 
+def histories(
+    panels: dict[str, dict[str, str]], metric: str = "loss", results: Path | str | None = None
+) -> Figure | None:
+    """The "loss" (nats) or "acc" (%) of runs by epoch, in panels: title -> label -> run. None if none is recorded.
+
+    Training dashed, validation solid, one colour a label, a line a seed; what has no record says so in the legend.
+    """
+    fig, drawn = Figure(figsize=(4.2 * len(panels), 3.4)), []
+    for axes, (heading, names) in zip(np.ravel(fig.subplots(1, len(panels))), panels.items(), strict=True):
+        for colour, (text, name) in zip(PALETTE, names.items(), strict=False):
+            history, scale = records.load_series(name, "history.csv", results), 1 if metric == "loss" else 100
+            axes.plot([], [], color=colour, label=text if len(history) else f"{text}: not measured")
+            drawn += [name] * bool(len(history))
+            for _, seed in history.groupby("seed"):
+                axes.plot(seed.epoch, scale * seed[f"train_{metric}"], "--", color=colour, alpha=0.5, lw=1.2)
+                axes.plot(seed.epoch, scale * seed[f"val_{metric}"], color=colour, lw=1.5)
+        axes.set(title=heading, xlabel="epoch", ylabel="cross-entropy (nats)" if metric == "loss" else "accuracy (%)")
+        axes.set_ylim(0, None)
+        axes.legend(frameon=False)
+    if not drawn:
+        return None
+    stamp(fig, drawn, results)
+    return fig
+
+
 def stamp(
     fig: Figure,
     names: list[str],
@@ -327,9 +352,12 @@ def stamp(
     seeds = ", ".join(str(s) for s in sorted(runs.seed.unique()))
     each = "single run" if len(runs) == len(names) else f"n = {len(runs)} in all"
     commits, devices = (", ".join(sorted(set(c))) for c in (runs.commit.str[:7], runs.device + ", " + runs.precision))
+    digests = runs.set_index("run").digest.items()
+    sets = {find(n).dataset.partition("-")[0].replace("cifar", "CIFAR-"): digest[:8] for n, digest in digests}
+    data = ", ".join(f"{name} {digest}" for name, digest in sets.items())
     absent = f"not measured: {', '.join(missing)}\n" if missing else ""
     fig.supxlabel(
-        f"{absent}CIFAR-100 {runs.digest.iloc[0][:8]} · {each}, seed {seeds} · commit {commits} · {devices}",
+        f"{absent}{data} · {each}, seed {seeds} · commit {commits} · {devices}",
         fontsize=6.5,
         color="0.45",
         x=0.99,

@@ -203,6 +203,28 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
     return text[[*dict.fromkeys(c for c in text if c[0] != "n"), ("n", "")]]
 
 
+def compare(names: dict[str, str], metric: str = "val_acc", results: Path | str | None = None) -> pd.DataFrame:
+    """One metric of any runs, as reported and as measured: a row for each label of `names` (label -> run).
+
+    Columns: run, metric, reported, measured (mean over seeds), interval (half width), n; as in `table_1`.
+    """
+    runs, told = records.load_runs(results), reported(results)
+    told = told[(told.metric == metric) & ~told.exhibit.str.contains(", epoch")].set_index("run").value
+    rows = []
+    for name in names.values():
+        values = runs[runs.run == find(name).name][metric].dropna().astype(float)
+        rows.append((name, metric, told.get(name), values.mean(), interval(values), len(values)))
+    columns = ["run", "metric", "reported", "measured", "interval", "n"]
+    kinds = {"reported": float, "measured": float, "interval": float}
+    return pd.DataFrame(rows, columns=columns, index=list(names)).astype(kinds)
+
+
+def in_words(table: pd.DataFrame) -> pd.DataFrame:
+    """`compare` for reading: reported, measured, 95 % interval and n as text; accuracies in percent."""
+    cells = [(*format_cells(row), str(row.n)) for row in table.itertuples()]
+    return pd.DataFrame(cells, columns=["reported", "measured", "95 % interval", "n"], index=table.index)
+
+
 def markdown(table: pd.DataFrame, metric: str = "val_acc") -> str:
     """One metric of `table_1` as a Markdown table: reported | measured | interval | n."""
     lines = [
