@@ -5,6 +5,7 @@ Every convolution here is 3x3, stride 1, padding 1, with 32 filters; unless aske
 PyTorch's default, as in the reports.
 """
 
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -252,6 +253,7 @@ def count_parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 
+@functools.cache
 def multiply_adds(name: str, size: int = 32) -> int:
     """Of one image's forward pass through a network, in its convolutions and its linear layers; counted, not computed.
 
