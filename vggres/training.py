@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vggres import records
 from vggres.checkpoints import State, checkpoints, resume, save
-from vggres.data import Data, Images, plan_epoch, scaling
+from vggres.data import Data, Images, Plan, plan_epoch, scaling
 from vggres.engine import Engine, pick_device
 from vggres.errors import UserError
 from vggres.gradients import flow_on
@@ -119,10 +119,7 @@ def steps(
                 began, epoch = time.monotonic(), state.epoch
                 if began + state.seconds_an_epoch > deadline:
                     return None
-                if data.redraw and run.augment:
-                    train_set.exchange(data.redraw(seed, epoch))
-                crops = run.augment and not data.redraw
-                plan = plan_epoch(len(train_set), seed, epoch, crops).to(engine.device)
+                plan = choices(run, seed, epoch, data, train_set).to(engine.device)
                 for i, batch in enumerate(plan.batches(run.batch)):
                     if time.monotonic() > deadline:
                         return None
@@ -148,6 +145,14 @@ def steps(
         if state.diverged:
             say(f"diverged in epoch {state.epoch}: the loss is not finite; the record is kept in {folder}")
         return records.read(folder)
+
+
+def choices(run: Run, seed: int, epoch: int, data: Data, train_set: Images) -> Plan:
+    """An epoch's order, crops and flips; of a folder of photographs, whose crops differ in size, the images anew."""
+    anew = run.augment and data.redraw is not None
+    if anew:
+        train_set.exchange(data.redraw(seed, epoch))
+    return plan_epoch(len(train_set), seed, epoch, run.augment and not anew)
 
 
 def measure(run: Run, seed: int, data: Data, engine: Engine, state: State, test_set: Images) -> dict:
