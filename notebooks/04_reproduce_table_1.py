@@ -74,10 +74,9 @@ assert abs(away["report B"]) < 1 < away["report A"] < 4
 # %% [markdown]
 # Our VGG08 agrees with report B's: all four numbers to a point or 0.03 nats. It was trained *with* crops and flips.
 # Report B does not say whether it did; this suggests so, and the same run without them, not measured yet, would decide.
-# Report A's VGG08 stays two and a half points below in validation and three and a half in training. The nets are the
+# Report A's VGG08 stays two and a half points below in validation and more than three in training. The nets are the
 # same to the last parameter, so the recipes probably were not; one candidate is the second meaning of "cosine
-# annealing" (`vgg08-cosine-step`, registered, not measured). All of this rests on two seeds; chapter 07 asks for three
-# before it gives a verdict.
+# annealing" (`vgg08-cosine-step`, registered, not measured). Chapter 07 makes a verdict of each number.
 #
 # ## Five epochs of five nets
 #
@@ -112,7 +111,7 @@ figures.show("A-figure-1")
 
 # %% [markdown]
 # **Figure 1 of report A**: loss and accuracy of VGG08 and VGG38. The report's VGG08 descends smoothly to a training
-# loss of 1.74, and its VGG38 is a straight line at 4.61. Here VGG08 ends lower, at 1.57 and 1.62 for the two seeds, and
+# loss of 1.74, and its VGG38 is a straight line at 4.61. Here VGG08 ends lower, between 1.57 and 1.63, and
 # its validation loss near the reported star. VGG38 was trained for five epochs only, and lies on the dotted line of
 # guessing from the first.
 
@@ -204,7 +203,7 @@ made["result"]
 # %% [markdown]
 # ## What was shown
 #
-# - VGG08, two seeds, agrees with every number that report B prints for it, to a point or 0.03 nats. Report A's
+# - VGG08, three seeds, agrees with every number that report B prints for it, to a point or 0.03 nats. Report A's
 #   accuracies are two to four points lower, probably by a recipe that differs somewhere.
 # - VGG38 fails exactly as both reports say, from the first epoch; batch normalisation, residual connections, and both
 #   make it train. How far, the hundred epochs that are not measured yet will tell.
