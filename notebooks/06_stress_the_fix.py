@@ -124,7 +124,7 @@ assert leaky[-1] > leaky[0] and sigmoid[-1] < sigmoid[0] / 10
 #
 # *Live*: the cosine of the angle between weight and gradient, in each of the 38 layers.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 net = build("vgg38-resnet", seed=0).train()
 F.cross_entropy(net(x), y).backward()
 cosine = {name: F.cosine_similarity(m.weight.flatten(), m.weight.grad.flatten(), 0).item() for name, m in layers(net)}

@@ -347,8 +347,15 @@ Image(figures.encode(drawn, "png", dpi=100)) if drawn else print("not measured")
 # images.
 
 # %%
-flat = tables.what_else().query("network == 'VGG38' and `learning rate` == '0.001' and epochs == 5")
-assert flat["validation (%)"].tolist() == ["1.00"]
+five = tables.what_else().query("epochs == 5").droplevel("epochs")["validation (%)"].astype(float)
+mended = five["VGG38, delta-orthogonal, slope 0.6", "0.0004"]
+assert five["VGG38", "0.001"] == 1 and mended > 15
+print(five.sort_values().to_string())
+
+# %% [markdown]
+# So it holds on the real images: after five epochs the plain VGG38 of the reports still guesses, and the same net with
+# other initial weights, another slope and a smaller step has learned about as much as the repaired ones. It is one run
+# of five epochs; where a hundred lead, the rows that are not measured yet will tell.
 
 # %% [markdown]
 # ## What was shown
