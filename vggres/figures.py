@@ -27,7 +27,8 @@ matplotlib.rcParams |= {
     "figure.constrained_layout.use": True,
 }
 PALETTE = sns.color_palette("colorblind")
-# One colour and marker a network in every figure.
+MENDED = "vgg38-delta-orthogonal-slope0.6-lr4e-4"  # the plain net with other weights, another slope, smaller steps
+# One colour and marker a network in every figure; a run of its own look stands by its name.
 STYLE = {
     "vgg08": (PALETTE[4], "o"),
     "vgg38": (PALETTE[3], "v"),
@@ -36,6 +37,10 @@ STYLE = {
     "vgg38-bn-rc": (PALETTE[0], "D"),
     "vgg38-resnet": (PALETTE[9], "P"),
     "vgg38-resnet-sigmoid": (PALETTE[5], "X"),
+    "vgg38-skipinit": (PALETTE[6], "p"),
+    "vgg38-delta-orthogonal-lr4e-4": (PALETTE[7], "x"),
+    MENDED: ("black", "*"),
+    "vgg68-delta-orthogonal-slope0.49-lr4e-4": ("0.45", "h"),
 }
 # Exhibits of the reports: how each is drawn, and from which runs.
 EXHIBITS = {
@@ -102,6 +107,11 @@ def colours(names: list[str]) -> list:
     if len(set(models)) == len(models) and STYLE.keys() >= set(models):
         return [STYLE[model][0] for model in models]
     return sns.color_palette("viridis", len(names))
+
+
+def look(name: str) -> tuple:
+    """Colour and marker of a run: its own, or its network's."""
+    return STYLE.get(name.removesuffix("-5ep")) or STYLE[find(name).model]
 
 
 def recorded(name: str, results: Path | str | None = None) -> str | None:
@@ -235,16 +245,18 @@ def depth_axis(axes, layers: list[str]) -> None:
 def headline(results: Path | str | None = None) -> Figure | None:
     """The story in one figure: the gradient before the first step decides what learns. None without records.
 
-    It shows Table 1's nets at learning rate 1e-3 where all are recorded, else their five-epoch runs.
+    It shows Table 1's nets at learning rate 1e-3, and the plain net mended otherwise; where all are recorded, else
+    their five-epoch runs.
     """
-    full = [name.removesuffix("-5ep") for name in SHORT]
-    names = full if all(recorded(n, results) == n for n in full) else [n for n in SHORT if recorded(n, results)]
+    short = [*SHORT, f"{MENDED}-5ep"]
+    full = [name.removesuffix("-5ep") for name in short]
+    names = full if all(recorded(n, results) == n for n in full) else [n for n in short if recorded(n, results)]
     if not names:
         return None
     fig = Figure(figsize=(9.5, 4.2))
     gradient, accuracy = fig.subplots(1, 2, width_ratios=(1.25, 1))
     for name in names:
-        (colour, marker), text = STYLE[find(name).model], label(find(name))
+        (colour, marker), text = look(name), label(find(name))
         style = dict(color=colour, marker=marker, ms=3.5, lw=1.4)
         table = records.load_series(name, "gradients.csv", results)
         start = table[(table.epoch == 0) & (table.seed == table.seed.min())].drop(columns=["epoch", "seed"]).iloc[0]
@@ -253,7 +265,7 @@ def headline(results: Path | str | None = None) -> Figure | None:
             accuracy.plot(history.epoch, 100 * history.val_acc, **style | dict(ms=3.5 if len(history) < 20 else 0))
             end = history.iloc[-1]
         accuracy.annotate(
-            text,
+            text.replace(", ", ",\n", 1),
             (end.epoch, 100 * end.val_acc),
             (6, 0),
             textcoords="offset points",
@@ -267,7 +279,8 @@ def headline(results: Path | str | None = None) -> Figure | None:
         ylabel="mean |dE/dW|",
         title="Before the first step: the gradient of each layer",
     )
-    gradient.legend(frameon=False, loc="lower right")
+    above_the_stairs = dict(loc="center left", bbox_to_anchor=(0, 0.42), reverse=True)
+    gradient.legend(frameon=False, **above_the_stairs)
     accuracy.axhline(1, color="0.6", lw=0.8, ls=":")
     accuracy.set(
         xlabel="epoch",
@@ -285,20 +298,16 @@ def what_else(results: Path | str | None = None) -> Figure | None:
 
     It shows runs of 100 epochs if the plain net's is among them, else those of five. None without records.
     """
-    story = {
-        **{name: STYLE[find(name).model] for name in ("vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2")},
-        "vgg38-skipinit": (PALETTE[6], "P"),
-        "vgg38-delta-orthogonal-lr4e-4": (PALETTE[7], "x"),
-        "vgg38-delta-orthogonal-slope0.6-lr4e-4": ("black", "*"),
-    }
-    mended = [*story][-1]
-    suffix = "" if recorded(mended, results) == mended else "-5ep"
-    looks = {name + suffix: look for name, look in story.items() if recorded(name, results) == name + suffix}
-    if not looks:
+    story = ["vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2", "vgg38-skipinit", "vgg38-delta-orthogonal-lr4e-4"]
+    suffix = "" if recorded(MENDED, results) == MENDED else "-5ep"
+    story += [MENDED, "vgg68-delta-orthogonal-slope0.49-lr4e-4"]
+    names = [n + suffix for n in story if recorded(n, results) == n + suffix]
+    if not names:
         return None
     fig = Figure(figsize=(9.5, 3.8))
     for axes, metric, scale in zip(fig.subplots(1, 2), ("train_loss", "val_acc"), (1, 100), strict=True):
-        for name, (colour, marker) in looks.items():
+        for name in names:
+            colour, marker = look(name)
             for seed, history in records.load_series(name, "history.csv", results).groupby("seed"):
                 style = dict(color=colour, marker=marker, ms=4, lw=1.3, markevery=max(1, len(history) // 10))
                 axes.plot(history.epoch, scale * history[metric], label=title(name) if seed == 0 else None, **style)
@@ -309,8 +318,9 @@ def what_else(results: Path | str | None = None) -> Figure | None:
     loss.set(ylabel="cross-entropy (nats)", title="Training loss (dotted: guessing, ln 100)")
     acc.axhline(1, color="0.6", lw=0.8, ls=":")
     acc.set(ylabel="accuracy (%)", title="Validation accuracy (dotted: guessing)", ylim=(0, None))
-    acc.legend(frameon=False, fontsize=7.5)
-    stamp(fig, [*looks], results)
+    legend = [text.replace(" (", "\n").replace(", ", ",\n", 1).rstrip(")") for text in map(title, names)]
+    fig.legend(acc.get_legend_handles_labels()[0], legend, frameon=False, loc="outside right center")
+    stamp(fig, names, results)
     return fig
 
 
