@@ -411,12 +411,15 @@ print("reported in", ", ".join(run.exhibits))
 # %% [markdown]
 # On the command line:
 #
-# ``` vggres list                                           # every run: where it is reported, what is measured vggres
-# data                                           # fetch CIFAR-100 and check every image, once vggres train
-# vgg38-bn-rc-lr1e-2 --device cuda         # one run, seed 0 vggres train vgg08 vgg38 --seed 1 --minutes 30        #
-# two runs; stop after half an hour, with exit status 3 vggres train vgg38-bn-rc --seed 0 --seed 1 --seed 2 --together
-# 3   # three seeds side by side, to fill a GPU vggres train --missing --together 8 --minutes 60      # what has no
-# record, the most important first vggres verify                                         # re-hash every record ```
+# ```
+# vggres list                                           # every run: where it is reported, what is measured
+# vggres data                                           # fetch CIFAR-100 and check every image, once
+# vggres train vgg38-bn-rc-lr1e-2 --device cuda         # one run, seed 0
+# vggres train vgg08 vgg38 --seed 1 --minutes 30        # two runs; stop after half an hour, with exit status 3
+# vggres train vgg38-bn-rc --seed 0 --seed 1 --seed 2 --together 3   # three seeds side by side, to fill a GPU
+# vggres train --missing --together 8 --minutes 60      # what has no record, the most important first
+# vggres verify                                         # re-hash every record
+# ```
 #
 # Repeat a line and it goes on where it stopped; a run that has its record is not trained again. The record lands in
 # `results/runs/<run>/seed<k>/`. From Python it is `training.train(find(name), seed=0, data=data.load(),
@@ -426,13 +429,16 @@ print("reported in", ", ".join(run.exhibits))
 #
 # With `--device cuda`, or where `auto` finds a GPU, the loop above stays as it is. What changes is inside the engine:
 #
-# | | on a CPU | on CUDA | | --- | --- | --- | | images, as bytes | in memory | on the GPU, sent once, 146 MB | | an
-# epoch's plan | drawn by NumPy | the same, sent once an epoch, 1.2 MB | | crop, flip, normalise | one gather | the
-# same gather, on the GPU | | arithmetic of the net | bf16 if the CPU has it, else fp32 | bf16 if the GPU has it, else
-# fp32 | | a step | one operation after the other | one CUDA graph, captured once | | loss and hits | summed up, read
-# after the epoch | the same: the CPU never waits for a step | | bit-identical resume | yes, tested | with
-# deterministic algorithms; the test is written, **not run yet** | | where a step goes, and how fast | Figure 2 and
-# the table above | **not measured** |
+# | | on a CPU | on CUDA |
+# | --- | --- | --- |
+# | images, as bytes | in memory | on the GPU, sent once, 146 MB |
+# | an epoch's plan | drawn by NumPy | the same, sent once an epoch, 1.2 MB |
+# | crop, flip, normalise | one gather | the same gather, on the GPU |
+# | arithmetic of the net | bf16 if the CPU has it, else fp32 | bf16 if the GPU has it, else fp32 |
+# | a step | one operation after the other | one CUDA graph, captured once |
+# | loss and hits | summed up, read after the epoch | the same: the CPU never waits for a step |
+# | bit-identical resume | yes, tested | with deterministic algorithms; the test is written, **not run yet** |
+# | where a step goes, and how fast | Figure 2 and the table above | **not measured** |
 #
 # Two lines matter most. A GPU works through a queue that the CPU fills. To print the loss of every step, the CPU
 # would have to wait until the queue is empty, and the GPU then until it is filled again; so the sums stay on the

@@ -205,13 +205,18 @@ print(f"{len(fits)} of 201 sizes from 2,900 to 3,100 fit both test accuracies; 3
 # normalises by the folder's own statistics, starts from torchvision's weights (or from a local file, `--weights
 # FILE`), and writes a record like any other:
 #
-# vggres transfer --images FOLDER vggres transfer --images FOLDER --last-layer vggres transfer --images FOLDER
-# --weights none
+# ```
+# vggres transfer --images FOLDER                   # the whole network
+# vggres transfer --images FOLDER --last-layer      # its last layer only
+# vggres transfer --images FOLDER --weights none    # from scratch
+# ```
 #
 # This project's own pre-training weighs 45 MB, too much to be kept among the records; its record has the SHA-256.
 # `vggres train` makes it, and what starts from it waits for it:
 #
+# ```
 # vggres train --missing RUN...
+# ```
 #
 # ## What was shown
 #

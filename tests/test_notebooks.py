@@ -79,6 +79,15 @@ def test_chapter_opens_with_its_title(built):
     assert re.match(r"# \S", first.source)
 
 
+def test_tables_and_commands_keep_their_lines(built):
+    for cell in built.cells:
+        if cell.cell_type == "markdown":
+            for line in re.sub(r"^```$.*?^```$", "", cell.source, flags=re.M | re.S).splitlines():
+                flat = "```" in line or re.search(r"\S {3,}\S", line)
+                assert not flat, f"{cell.id}: code runs on as prose: {line}"
+                assert "| --- |" not in line or re.fullmatch(r"\|( -+:? \|)+", line), f"{cell.id}: a table: {line}"
+
+
 def test_figures_are_pictures(code):
     for cell in code:
         for output in cell.outputs:
