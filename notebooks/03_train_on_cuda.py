@@ -412,13 +412,13 @@ print("reported in", ", ".join(run.exhibits))
 # On the command line:
 #
 # ```
-# vggres list                                           # every run: where it is reported, what is measured
-# vggres data                                           # fetch CIFAR-100 and check every image, once
-# vggres train vgg38-bn-rc-lr1e-2 --device cuda         # one run, seed 0
-# vggres train vgg08 vgg38 --seed 1 --minutes 30        # two runs; stop after half an hour, with exit status 3
-# vggres train vgg38-bn-rc --seed 0 --seed 1 --seed 2 --together 3   # three seeds side by side, to fill a GPU
-# vggres train --missing --together 8 --minutes 60      # what has no record, the most important first
-# vggres verify                                         # re-hash every record
+# vggres list                                       # every run, reported and measured
+# vggres data                                       # fetch CIFAR-100, check every image
+# vggres train vgg38-bn-rc-lr1e-2 --device cuda     # one run, seed 0
+# vggres train vgg08 vgg38 --seed 1 --minutes 30    # two; stop after half an hour, status 3
+# vggres train vgg38 --seed 0 --seed 1 --together 2 # two seeds at once, to fill a GPU
+# vggres train --missing --together 8 --minutes 60  # what has no record, by importance
+# vggres verify                                     # re-hash every record
 # ```
 #
 # Repeat a line and it goes on where it stopped; a run that has its record is not trained again. The record lands in
