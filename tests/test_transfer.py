@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_cli import refused, vggres
 
-from vggres import data, records, weights
+from vggres import data, photographs, records, weights
 from vggres.data import DataError
 from vggres.errors import UserError
 from vggres.models import build
@@ -46,7 +46,7 @@ def file(tmp_path_factory):
 
 
 def test_a_folder_is_split_by_the_content_of_its_files(pictures, tmp_path):
-    found = data.from_folder(pictures, SIZE)
+    found = photographs.load(pictures, SIZE)
     assert (found.name, found.classes) == ("pictures", 3)
     assert [np.bincount(getattr(found, split)[1]).tolist() for split in ("train", "val", "test")] == [
         [23] * 3,
@@ -56,7 +56,7 @@ def test_a_folder_is_split_by_the_content_of_its_files(pictures, tmp_path):
     assert found.train[0].shape == (69, SIZE, SIZE, 3) and found.train[0].dtype == np.uint8
     for path in pictures.glob("*/*.png"):
         path.rename(path.with_name(hashlib.md5(path.name.encode()).hexdigest() + ".png"))
-    again = data.from_folder(pictures, SIZE)
+    again = photographs.load(pictures, SIZE)
     assert again.digests == found.digests
     assert sorted(im.tobytes() for im in again.test[0]) == sorted(im.tobytes() for im in found.test[0])
 
@@ -64,14 +64,14 @@ def test_a_folder_is_split_by_the_content_of_its_files(pictures, tmp_path):
 def test_a_test_set_of_its_own_is_used(tmp_path):
     draw(tmp_path / "both" / "train", 20, 0)
     draw(tmp_path / "both" / "test", 4, 1)
-    found = data.from_folder(tmp_path / "both", SIZE)
+    found = photographs.load(tmp_path / "both", SIZE)
     assert [len(getattr(found, split)[1]) for split in ("train", "val", "test")] == [57, 3, 12]
 
 
 def test_evaluation_images_are_torchvisions_centre_crop(pictures):
     from torchvision.transforms import functional as vision
 
-    found = data.from_folder(pictures, SIZE)
+    found = photographs.load(pictures, SIZE)
     every = {
         np.asarray(vision.center_crop(vision.resize(Image.open(path), SIZE * 8 // 7), SIZE)).tobytes()
         for path in pictures.glob("*/*.png")
@@ -80,7 +80,7 @@ def test_evaluation_images_are_torchvisions_centre_crop(pictures):
 
 
 def test_an_epochs_crops_depend_on_seed_and_epoch_alone(pictures):
-    found = data.from_folder(pictures, SIZE)
+    found = photographs.load(pictures, SIZE)
     torch.manual_seed(3)
     before, one = torch.get_rng_state(), found.redraw(0, 5)
     assert torch.equal(torch.get_rng_state(), before)
@@ -113,7 +113,7 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path, make):
     elif make == "too few":
         draw(root, 3, 0)
     with pytest.raises(DataError, match=re.escape(str(root))):
-        data.from_folder(root, SIZE)
+        photographs.load(root, SIZE)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -181,6 +181,7 @@ def transfer(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
 ):
     """Fine-tune a ResNet-18 on your own images, as report D's part 2 does: lr 5e-4, batches of 32."""
+    from vggres import photographs
     from vggres.training import train
     from vggres.weights import read_file
 
@@ -192,7 +193,7 @@ def transfer(
         **dict(start=name, trained="last" if last_layer else "all"),
     )
     start = read_file(None if weights == "imagenet" else Path(weights)) if name else None
-    loaded, say = datasets.from_folder(images, size), partial(typer.echo, err=True)
+    loaded, say = photographs.load(images, size), partial(typer.echo, err=True)
     _tell((run, seed), train(run, seed, loaded, results, device, say=say, start=start))
 
 

@@ -1,0 +1,68 @@
+"""Any folder of images by class, for transfer learning: report D's part 2."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from vggres.data import Data, DataError, one_in
+
+
+def load(root: Path | str, size: int = 224) -> Data:
+    """Any folder of images by class, as report D's part 2 reads its own: torchvision's `ImageFolder` and transforms.
+
+    An epoch's training images are a random resized crop and a flip of each, by torchvision's standard settings; they
+    depend on (seed, epoch) alone. The others are resized to 8/7 of `size` and cropped at the centre. All are held in
+    memory, 150 kB each at 224.
+
+    Args:
+        root: `root/train/<class>/` and `root/test/<class>/`; or `root/<class>/` alone, of which one image in five of
+            each class tests. One in twenty of the training images validates. Both are those of the smallest SHA-256.
+        size: height and width in pixels.
+
+    Raises:
+        DataError: there are no images by class, train and test have other classes, or a file is no image.
+    """
+    centre = transforms.Compose([transforms.Resize(size * 8 // 7), transforms.CenterCrop(size)])
+    random = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
+    root, apart = Path(root), (Path(root) / "train").is_dir()
+    try:
+        first, *others = [ImageFolder(root / split) for split in (("train", "test") if apart else ("",))]
+    except (OSError, ValueError) as e:
+        raise DataError(f"{root}: no images by class there ({e}); lay them out as {root}/<class>/<image>") from e
+    if others and others[0].classes != first.classes:
+        raise DataError(f"{root}: train and test have other classes: {first.classes}, {others[0].classes}")
+
+    def pixels(files, transform) -> np.ndarray:
+        try:
+            return np.stack([np.asarray(transform(first.loader(path))) for path, _ in files])
+        except OSError as e:
+            raise DataError(f"{root}: a file is no image ({e}); take it away") from e
+
+    def labels(files) -> np.ndarray:
+        return np.array([label for _, label in files], np.int64)
+
+    def hold(share, files):
+        held = one_in(share, (Path(path).read_bytes() for path, _ in files), labels(files))
+        return [f for f, h in zip(files, held, strict=True) if not h], [
+            f for f, h in zip(files, held, strict=True) if h
+        ]
+
+    def redraw(seed: int, epoch: int) -> np.ndarray:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
+            return pixels(train, random)
+
+    train, test = (first.samples, others[0].samples) if apart else hold(5, first.samples)
+    train, val = hold(20, train)
+    if not (train and val and test):
+        raise DataError(f"{root}: too few images: {len(train)} train, {len(val)} validate, {len(test)} test")
+    digests = {}
+    for split, files in (("train", train + val), ("test", test)):
+        each = sorted(hashlib.sha256(y.to_bytes(2) + Path(path).read_bytes()).digest() for path, y in files)
+        digests[split] = hashlib.sha256(b"".join(each)).hexdigest()
+    parts = ((pixels(files, centre), labels(files)) for files in (train, val, test))
+    return Data(root.resolve().name, *parts, digests, len(first.classes), redraw)
