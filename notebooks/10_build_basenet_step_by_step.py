@@ -167,9 +167,9 @@ assert abs(end["shortcut"] - end["no shortcut"]) < 0.15, "the shortcut alone doe
 
 # %%
 other = {
-    "step 10 with the net of step 9": "basenet-6-own-statistics",
-    "step 9 with BaseNet": "basenet-own-statistics-30ep",
-    "step 4 as deep as BaseNet": "basenet-no-skip-unnormalised-no-augment-30ep",
+    "step 10 with the net of step 9": "basenet-6-sgd-lr5e-3-own-statistics",
+    "step 9 with BaseNet": "basenet-sgd-lr5e-3-own-statistics-30ep",
+    "step 4 as deep as BaseNet": "basenet-no-skip-sgd-lr5e-3-unnormalised-no-augment-30ep",
 }
 tables.in_words(tables.compare(other))
 
@@ -186,7 +186,7 @@ tables.in_words(tables.compare(other))
 # once, by the weights of the best validation accuracy:
 
 # %%
-tables.in_words(tables.compare({"BaseNet, test": "basenet-own-statistics"}, "test_acc"))
+tables.in_words(tables.compare({"BaseNet, test": "basenet-sgd-lr5e-3-own-statistics"}, "test_acc"))
 
 # %%
 measured = steps.n.gt(0)

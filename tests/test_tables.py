@@ -162,7 +162,7 @@ def test_what_else_has_a_row_for_each_fix_and_says_what_is_measured():
 
 
 def test_any_runs_are_compared_as_reported_and_as_measured(monkeypatch):
-    deep, first = "basenet-own-statistics", "basenet-0-unnormalised-no-augment-30ep"
+    deep, first = "basenet-sgd-lr5e-3-own-statistics", "basenet-0-sgd-lr5e-3-unnormalised-no-augment-30ep"
     measured(monkeypatch, run=[first, first, "vgg08"], val_acc=[0.2, 0.3, 0.9], test_acc=[0.1, 0.1, 0.1])
     table = tables.compare({"first": first, "BaseNet": deep}, results=ROOT / "results")
     assert table.reported.tolist() == [0.23, 0.65] and table.n.tolist() == [2, 0]
