@@ -76,7 +76,9 @@ def page(nb: NotebookNode) -> str:
             # nbconvert embeds images from below `path` only, and the chapters show ../figures.
             cell.source = re.sub(r"(!\[[^]]*\]\()\.\./", r"\1", cell.source)
     resources = {"metadata": {"name": title, "path": str(HERE.parent)}}
-    return HTMLExporter(embed_images=True).from_notebook_node(nb, resources)[0]
+    html, _ = HTMLExporter(embed_images=True).from_notebook_node(nb, resources)
+    wrapped = "<style>.highlight pre { white-space: pre-wrap; }</style>"  # a page has no room for 120 columns
+    return html.replace("</head>", f"{wrapped}</head>", 1)
 
 
 def write(path: Path, text: str) -> None:
