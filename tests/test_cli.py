@@ -257,8 +257,8 @@ def test_a_diverged_run_is_said_and_recorded(train, results, monkeypatch):
 def test_list_shows_every_run_and_what_is_measured(train, results):
     train("vgg08", "--epochs", 5)
     lines = vggres("list", "--results", results).stdout.splitlines()[1:]
-    assert [line.split()[0] for line in lines] == list(RUNS)
-    state = {line.split()[0]: line for line in lines}
+    state = {line.split("  ")[-2].strip(): line for line in lines}
+    assert list(state) == list(RUNS)
     assert "1 of 1 measured" in state["vgg08-5ep"]
     assert "not measured" in state["vgg38"] and "A/Table 1" in state["vgg38"]
 

@@ -74,7 +74,7 @@ def list_(results: Results):
     measured = records.load_runs(results)
     told = reported(results).query("metric == 'val_acc'")
     told = (told.report + " " + (100 * told.value).map("{:.2f}".format)).groupby(told.run).agg(", ".join)
-    typer.echo(f"{'run':42} {'reported':>25} {'measured':>9}  seeds  (where it is reported)")
+    typer.echo(f"{'reported':>25} {'measured':>9}  {'seeds':15}  run  (where it is reported)")
     for run in RUNS.values():
         mine = measured[measured.run == run.name]
         seeds = [seed for queued, seed in QUEUE if queued == run]
@@ -83,7 +83,7 @@ def list_(results: Results):
         state += [f"seed {k} at epoch {done} of {run.epochs}" for k, done in begun.items()]
         mean = f"{100 * mine.val_acc.mean():.2f}" if len(mine) else "–"
         where = ", ".join(run.exhibits) or "–"
-        typer.echo(f"{run.name:42} {told.get(run.name, '–'):>25} {mean:>9}  {', '.join(state)}  ({where})")
+        typer.echo(f"{told.get(run.name, '–'):>25} {mean:>9}  {', '.join(state):15}  {run.name}  ({where})")
 
 
 @app.command()
