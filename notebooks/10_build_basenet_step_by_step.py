@@ -4,8 +4,9 @@
 # Report D begins with one convolution that reaches 23 % on CIFAR-100 and ends, ten steps later, with BaseNet at 65 %.
 # Each step adds one ingredient. That is an ablation study, read forwards.
 #
-# **You will see** the ten steps as one staircase, reported and measured; the net of each step built from one
-# description; and, live, what the shortcut and its factor 0.1 do in a deep, narrow net.
+# **You will see** the ten steps as one staircase, reported and, for the first two, measured; the net of each step built
+# from one description; and, live, how a step of Adam kills a head, and what the shortcut and its factor 0.1 do in a
+# deep, narrow net.
 # **You will learn** which steps carried the net up, which threw it back, and where the report contradicts itself.
 # **You need** chapter 02, and less than a minute of two CPU cores. No GPU and no dataset are needed.
 #
@@ -44,8 +45,8 @@ for name, change in STEPS.items():
 # - **The widths of steps 0 to 7**, of which the report says nothing, and that they have BaseNet's head. The first
 #   sub-block stays one convolution, as in BaseNet's table.
 # - **The shortcut from 64 to 128 channels**: zeros are appended. The table lists every layer, and none for this.
-# - **The epochs before step 10**: 30. Optimiser, rate, schedule and batch are this project's defaults: Adam at 1e-3,
-#   cosine, 100. The report names none of them.
+# - **The recipe**: SGD with momentum 0.9 from a rate of 5e-3, a cosine, batches of 100, and 30 epochs before step 10.
+#   The report names none of them. Why not Adam at 1e-3, as everywhere else here? See below.
 
 # %%
 work = pd.DataFrame(
@@ -102,6 +103,84 @@ assert gains.nlargest(2).index.tolist() == ["6: branch times 0.1", "9: crop and 
 # bar, BN after the first linear layer, was taken back. After that no layer matters as much as the data: crop and flip
 # bring 9 points.
 #
+# ## Choose a step that the head bears
+#
+# *Live.* Adam's first steps move every weight by its rate, whatever the gradient. In the net of step 1 the first linear
+# layer has 16,384 inputs, and behind BN, ReLU and max pooling none of them is negative. If the weights of a unit all
+# move the same way, by 1e-3, how far does what the unit puts out move, and how large was it before?
+
+# %%
+source = data.load("synthetic")
+plain = data.Images(*source.train, "cpu", *data.scaling("none", source.train[0]))
+x, _ = plain.batch(next(data.plan_epoch(len(plain), seed=0, epoch=1, augment=False).batches(200)))
+net = build("basenet-1", seed=0)
+with torch.no_grad():
+    features = net[:3](x)
+    before = net[3](features).std().item()
+print(f"{features.shape[1]:,} inputs, {features.mean():.2f} on average: a step moves a unit by up to", end=" ")
+print(f"{1e-3 * features.sum(1).mean():.0f}; it was {before:.2f} large")
+assert features.shape[1] == 16_384 and features.min() >= 0 and 1e-3 * features.sum(1).mean() > 10 * before
+
+# %% [markdown]
+# A unit that is moved below 0 for every image is dead: its ReLU passes nothing on, neither signal nor gradient, so
+# nothing brings it back. The head has 50 such units and no way round them. Count the dead ones:
+
+
+# %%
+def dead(optimizer, lr, steps=20):
+    """Share of the head's 50 units that are below 0 for all of 200 images, by step."""
+    engine, shares = Engine(build("basenet-1", seed=0), lr, 0.0, pick_device("cpu"), optimizer=optimizer), []
+    for plan in data.plan_epoch(len(plain), 0, 0, augment=False).batches(100):
+        with torch.no_grad():
+            shares.append((engine.net[:4](x) < 0).all(0).double().mean().item())
+        if len(shares) > steps:
+            return np.array(shares)
+        engine.step(plain, plan, lr)
+
+
+dying = {"Adam, 1e-3": dead("adam", 1e-3), "SGD, 5e-3": dead("sgd", 5e-3)}
+
+# %% tags=["nbval-ignore-output"]
+fig, axes = plt.subplots(figsize=(6, 3))
+for (text, shares), colour, marker in zip(dying.items(), figures.PALETTE[3::-3], "vo", strict=False):
+    axes.plot(100 * shares, color=colour, marker=marker, ms=4, label=text)
+axes.set(xlabel="step", ylabel="dead units (%)", ylim=(-3, 100), title="The head of step 1")
+_ = axes.legend(frameon=False)
+plt.show()
+
+# %%
+assert dying["Adam, 1e-3"][10] > 0.6 > 0.5 > dying["SGD, 5e-3"].max()
+
+# %% [markdown]
+# **Figure 2.** Within ten steps Adam has killed four units in five. SGD, whose steps shrink with the gradient, leaves
+# two thirds alive. These are the procedural images. On CIFAR-100, over 30 epochs:
+
+# %%
+RECIPES = {"SGD, 5e-3": "-sgd-lr5e-3", "Adam, 1e-3": ""}
+both = {
+    f"step {step}, {how}": f"basenet-{step}{recipe}-unnormalised-no-augment-30ep"
+    for step in (0, 1)
+    for how, recipe in RECIPES.items()
+}
+training, validation = (tables.in_words(tables.compare(both, metric)) for metric in ("train_acc", "val_acc"))
+columns = {"training (%)": training.measured, "validation (%)": validation.measured, "n": validation.n}
+pd.DataFrame(columns | {"reported, validation (%)": validation.reported})
+
+# %%
+seen, held_out = (tables.compare(both, metric).measured for metric in ("train_acc", "val_acc"))
+assert held_out["step 1, Adam, 1e-3"] == 0.01, "dead"
+assert 0.25 < held_out["step 0, Adam, 1e-3"] < held_out["step 0, SGD, 5e-3"]
+assert seen["step 1, SGD, 5e-3"] > seen["step 0, SGD, 5e-3"] + 0.1
+assert held_out["step 1, SGD, 5e-3"] < held_out["step 0, SGD, 5e-3"] + 0.01
+
+# %% [markdown]
+# **Table 1.** With Adam the net of step 1 is dead: it answers the same for every image, 1 %, as VGG38 does, and for
+# another reason. It is one more net whose fate is decided by its first steps. By SGD both nets learn. But then step 0
+# is already where the report has step 1, and BN brings nothing: the net learns its training images much faster and
+# better, and no more about others. So the report's first step up, eight points by BN, is not found by this recipe. The
+# report's, which it does not tell, was another, or its net of step 0 was, of which it tells only the 23 %. (Runs are
+# few: the last column counts them.)
+#
 # ## See what the factor 0.1 does in a deep narrow net
 #
 # *Live.* A net of step 4 in which every layer is normalised, and yet depth hurts: is that plausible? Take sixteen
@@ -109,7 +188,6 @@ assert gains.nlargest(2).index.tolist() == ["6: branch times 0.1", "9: crop and 
 # seconds; without a shortcut, with one, and with the branch times 0.1. Everything else is the same.
 
 # %%
-source = data.load("synthetic")
 train_set = data.Images(*source.train)
 BRANCH = {"no shortcut": None, "shortcut": 1.0, "shortcut, branch times 0.1": 0.1}
 
@@ -147,10 +225,10 @@ plt.show()
 end = {text: np.mean(values[-2:]) for text, values in falling.items()}
 scaled = end.pop("shortcut, branch times 0.1")
 assert scaled < min(end.values()) - 0.1, "the factor 0.1 makes the difference"
-assert abs(end["shortcut"] - end["no shortcut"]) < 0.15, "the shortcut alone does not, yet"
+assert end["shortcut"] > end["no shortcut"] - 0.15, "the shortcut alone does not, yet"
 
 # %% [markdown]
-# **Figure 2.** All three nets have BN at every convolution. Without a shortcut this depth hardly leaves guessing in
+# **Figure 3.** All three nets have BN at every convolution. Without a shortcut this depth hardly leaves guessing in
 # sixty steps, and a shortcut alone does not change that yet. With the branch times 0.1 the net learns. That is the
 # order in which the report tells it: with the shortcut the accuracy "gradually went up", the factor was "a massive
 # boost". Why? Each branch ends in BN and ReLU, so it has about the same size whatever the block. Sixteen of them
@@ -200,6 +278,8 @@ Markdown(f"Of the {len(steps)} rows of the staircase, {measured.sum()} are measu
 #   down.
 # - In a net as deep as BaseNet and normalised throughout, the factor 0.1 decides whether the first steps lead
 #   anywhere.
+# - Adam at 1e-3, harmless elsewhere, kills the head of the second net: 16,384 inputs move its units together. By SGD
+#   the first net is as good as the second, and BN's eight points are not found.
 # - The report does not say when six sub-blocks became sixteen, puts BN where its ablation did not, and argues against
 #   the ReLU that its block has.
 #
