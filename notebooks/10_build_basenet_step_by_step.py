@@ -144,7 +144,7 @@ dying = {"Adam, 1e-3": dead("adam", 1e-3), "SGD, 5e-3": dead("sgd", 5e-3)}
 fig, axes = plt.subplots(figsize=(6, 3))
 for (text, shares), colour, marker in zip(dying.items(), figures.PALETTE[3::-3], "vo", strict=False):
     axes.plot(100 * shares, color=colour, marker=marker, ms=4, label=text)
-axes.set(xlabel="step", ylabel="dead units (%)", ylim=(-3, 100), title="The head of step 1")
+axes.set(xlabel="step", xticks=range(0, 21, 5), ylabel="dead units (%)", ylim=(-3, 100), title="The head of step 1")
 _ = axes.legend(frameon=False)
 plt.show()
 
@@ -179,7 +179,7 @@ assert held_out["step 1, SGD, 5e-3"] < held_out["step 0, SGD, 5e-3"] + 0.01
 # is already where the report has step 1, and BN brings nothing: the net learns its training images much faster and
 # better, and no more about others. So the report's first step up, eight points by BN, is not found by this recipe. The
 # report's, which it does not tell, was another, or its net of step 0 was, of which it tells only the 23 %. (Runs are
-# few: the last column counts them.)
+# few: column n counts them.)
 #
 # ## See what the factor 0.1 does in a deep narrow net
 #
