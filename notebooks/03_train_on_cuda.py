@@ -5,9 +5,8 @@
 # data, the random numbers, the number format, the cost, and what survives when the machine stops in the middle. It is
 # small enough to be read in full, and the same lines run on a GPU and on a CPU.
 #
-# **You will see** the loop on one screen, one image in four random crops, a gradient that a 16-bit format cannot
-# hold, where the time of a step goes on your machine, and a run that is cut off and still ends as if nothing had
-# happened.
+# **You will see** the loop on one screen, one image in four random crops, a gradient that a 16-bit format cannot hold,
+# where the time of a step goes on your machine, and a run that is cut off and still ends as if nothing had happened.
 # **You will learn** how to train any run of the reports by its name, and what a GPU changes.
 # **You need** chapter 02 and half a minute of two CPU cores. No GPU and no dataset are needed.
 #
@@ -58,17 +57,17 @@ print(textwrap.dedent(loop))
 #
 # ## Keep the images on the device
 #
-# CIFAR-100 is small. As bytes its training set fits into any GPU's memory. As float32 it would be four times as
-# large, for the same 256 values.
+# CIFAR-100 is small. As bytes its training set fits into any GPU's memory. As float32 it would be four times as large,
+# for the same 256 values.
 
 # %%
 for kind, size in (("uint8", 1), ("float32", 4)):
     print(f"{kind}: {47_500 * 32 * 32 * 3 * size / 1e6:.0f} MB")
 
 # %% [markdown]
-# The images of a batch get an edge of four zeros. A random crop is then only a choice of 32 rows and 32 columns of
-# 40, and a flip is the same columns in reverse. So the augmentation of a whole batch is *one* gather, `padded[image,
-# rows, cols]`, wherever the bytes lie. *Live*, a plan that asks four times for the same image:
+# The images of a batch get an edge of four zeros. A random crop is then only a choice of 32 rows and 32 columns of 40,
+# and a flip is the same columns in reverse. So the augmentation of a whole batch is *one* gather, `padded[image, rows,
+# cols]`, wherever the bytes lie. *Live*, a plan that asks four times for the same image:
 
 # %%
 source = data.load("cifar100").subset(5000) if data.available() else data.load("synthetic")
@@ -103,9 +102,9 @@ plt.show()
 #
 # ## Draw all randomness from (seed, epoch)
 #
-# Which images, in which order, shifted and flipped how: all of an epoch is drawn before it begins, by a generator
-# that is seeded with two numbers, the run's seed and the epoch's. Nothing else enters, not what ran before and not
-# the device. Ask twice and you get the same; ask for the next epoch and you do not.
+# Which images, in which order, shifted and flipped how: all of an epoch is drawn before it begins, by a generator that
+# is seeded with two numbers, the run's seed and the epoch's. Nothing else enters, not what ran before and not the
+# device. Ask twice and you get the same; ask for the next epoch and you do not.
 
 
 # %%
@@ -119,9 +118,9 @@ assert not same(tenth, data.plan_epoch(5000, seed=0, epoch=11))
 assert not same(tenth, data.plan_epoch(5000, seed=1, epoch=10))
 
 # %% [markdown]
-# This is what makes a checkpoint simple: it keeps the number of the epoch and no state of any generator. It also
-# makes a CPU and a GPU see the same batches. Their results still differ in the last digits, because they add in
-# another order.
+# This is what makes a checkpoint simple: it keeps the number of the epoch and no state of any generator. It also makes
+# a CPU and a GPU see the same batches. Their results still differ in the last digits, because they add in another
+# order.
 #
 # ## Choose the precision
 #
@@ -182,12 +181,12 @@ assert zeros["float16"] > 30 and zeros["float16, loss x 65,536"] > 20
 assert 0.5 < rounded["bfloat16"].iloc[0] / rounded["float32"].iloc[0] < 2
 
 # %% [markdown]
-# bfloat16 tells the size of every gradient rightly. float16 says 0 for nearly all of them. Scaling the loss brings
-# back the third stage and little before it. A study of vanishing gradients in float16 would study float16.
+# bfloat16 tells the size of every gradient rightly. float16 says 0 for nearly all of them. Scaling the loss brings back
+# the third stage and little before it. A study of vanishing gradients in float16 would study float16.
 #
-# So the engine uses bfloat16 where the device computes in it, else float32, and only for the arithmetic inside the
-# net (`torch.autocast`). Whatever is *added up* stays in float32: weights, their gradients, Adam's averages, the
-# running statistics of BN. With a relative spacing of 0.8 % a bfloat16 weight would not notice a step of 0.1 %.
+# So the engine uses bfloat16 where the device computes in it, else float32, and only for the arithmetic inside the net
+# (`torch.autocast`). Whatever is *added up* stays in float32: weights, their gradients, Adam's averages, the running
+# statistics of BN. With a relative spacing of 0.8 % a bfloat16 weight would not notice a step of 0.1 %.
 
 # %%
 engine = Engine(build("vgg08", seed=0), lr=1e-3, weight_decay=0.0, device=device)
@@ -203,8 +202,8 @@ print(f"here: {device.type}, {engine.precision}")
 # ## Count what a step costs
 #
 # A convolution multiplies and adds once for each weight and each pixel of its output. The backward pass does the same
-# work twice, once for the gradient of the input and once for that of the weights. At two operations for a
-# multiply-add, a training step costs $2 \cdot 3$ times the multiply-adds of the forward pass, for each image:
+# work twice, once for the gradient of the input and once for that of the weights. At two operations for a multiply-add,
+# a training step costs $2 \cdot 3$ times the multiply-adds of the forward pass, for each image:
 
 
 # %%
@@ -217,9 +216,9 @@ columns = {
 pd.DataFrame(columns)
 
 # %% [markdown]
-# VGG38 costs eight and a half times what VGG08 costs. That is arithmetic; now measure. *Live*, the four parts of a
-# step at batch 100, each timed by itself: the batch (gather, crop, flip, normalise), the forward pass with the loss,
-# the backward pass, and Adam.
+# VGG38 costs eight and a half times what VGG08 costs. That is arithmetic; now measure. *Live*, the four parts of a step
+# at batch 100, each timed by itself: the batch (gather, crop, flip, normalise), the forward pass with the loss, the
+# backward pass, and Adam.
 
 # %%
 PARTS = ("batch", "forward", "backward", "Adam")
@@ -272,16 +271,16 @@ if device.type == "cpu":
 
 # %% [markdown]
 # **Figure 2.** The share of each part, on the machine that ran this cell. On a CPU the two middle parts fill the bar.
-# The net itself costs nearly everything, and its backward pass about twice its forward pass, as counted. Batch and
-# Adam are slivers: a data loader with worker processes could win nothing here. These are shares of one short
+# The net itself costs nearly everything, and its backward pass about twice its forward pass, as counted. Batch and Adam
+# are slivers: a data loader with worker processes could win nothing here. These are shares of one short
 # measurement on one machine, which may have been busy; they are no benchmark.
 #
 # ## Compare it with the reports' loop
 #
 # The benchmark (`make bench`) writes the training loop as the reports did: torchvision transforms on PIL images, a
-# `DataLoader` with two workers, float32, channels first, the loss read after each batch. It lets both loops take
-# turns in one process and prints their ratio, the median of several rounds. It also measures the *ceiling* of the
-# machine, its best matrix product and its fastest copy, and says how near to it each loop comes. Replayed from
+# `DataLoader` with two workers, float32, channels first, the loss read after each batch. It lets both loops take turns
+# in one process and prints their ratio, the median of several rounds. It also measures the *ceiling* of the machine,
+# its best matrix product and its fastest copy, and says how near to it each loop comes. Replayed from
 # `benchmarks/cpu.json`:
 
 # %%
@@ -308,10 +307,10 @@ for row in bench["models"]:
 # %% [markdown]
 # This processor has no 16-bit arithmetic, and the gain is small: the naive loop is already at about half of what the
 # machine can do at all, so no loop could be four times as fast. (Most records in chapter 04 come from another
-# processor, which computes in bfloat16.) Most of the time is in the convolutions, where the gradient of the weights
-# is the slowest part: the library has no fast kernel for it on this processor. What is won comes from having no
-# worker processes beside the training, from less memory traffic, and from memory that is kept instead of asked for
-# anew in every step. `benchmarks/NOTES.md` tells what was tried, and what each change gave.
+# processor, which computes in bfloat16.) Most of the time is in the convolutions, where the gradient of the weights is
+# the slowest part: the library has no fast kernel for it on this processor. What is won comes from having no worker
+# processes beside the training, from less memory traffic, and from memory that is kept instead of asked for anew in
+# every step. `benchmarks/NOTES.md` tells what was tried, and what each change gave.
 #
 # ## Stop, and go on
 #
@@ -354,16 +353,16 @@ with patch.object(Engine, "step", step_until_the_power_fails), contextlib.suppre
     train("cut")
 
 # %% [markdown]
-# What is left is the checkpoint of the first epoch: weights, Adam's averages, history and gradients, with a SHA-256
-# in front by which damage is noticed. From the second epoch on, the checkpoint before it is kept too.
+# What is left is the checkpoint of the first epoch: weights, Adam's averages, history and gradients, with a SHA-256 in
+# front by which damage is noticed. From the second epoch on, the checkpoint before it is kept too.
 
 # %%
 folder = records.folder_of(Path(scratch.name) / "cut", tiny.name, seed=0)
 print(sorted(path.name for path in folder.iterdir() if path.suffix != ".lock"))
 
 # %% [markdown]
-# The same call goes on from there. Give it too little time first: it stops cleanly, returns nothing and loses
-# nothing. Then let it finish.
+# The same call goes on from there. Give it too little time first: it stops cleanly, returns nothing and loses nothing.
+# Then let it finish.
 
 # %%
 assert train("cut", minutes=1e-6) is None
@@ -400,8 +399,8 @@ scratch.cleanup()
 #
 # ## Train any run by its name
 #
-# A run is one line: net, data, recipe. Its name says what differs from report A's recipe (Adam at 1e-3, batch 100,
-# 100 epochs, cosine annealing an epoch at a time).
+# A run is one line: net, data, recipe. Its name says what differs from report A's recipe (Adam at 1e-3, batch 100, 100
+# epochs, cosine annealing an epoch at a time).
 
 # %%
 run = find("vgg38-bn-rc-lr1e-2")
@@ -422,8 +421,7 @@ print("reported in", ", ".join(run.exhibits))
 # ```
 #
 # Repeat a line and it goes on where it stopped; a run that has its record is not trained again. The record lands in
-# `results/runs/<run>/seed<k>/`. From Python it is `training.train(find(name), seed=0, data=data.load(),
-# results=...)`.
+# `results/runs/<run>/seed<k>/`. From Python it is `training.train(find(name), seed=0, data=data.load(), results=...)`.
 #
 # ## Move to a GPU
 #
@@ -440,15 +438,15 @@ print("reported in", ", ".join(run.exhibits))
 # | bit-identical resume | yes, tested | with deterministic algorithms; the test is written, **not run yet** |
 # | where a step goes, and how fast | Figure 2 and the table above | **not measured** |
 #
-# Two lines matter most. A GPU works through a queue that the CPU fills. To print the loss of every step, the CPU
-# would have to wait until the queue is empty, and the GPU then until it is filled again; so the sums stay on the
-# device until the epoch is over. And a step of VGG38 is several hundred small operations, each of which the CPU has
-# to launch. A *CUDA graph* records them once, from the crop to Adam's update, and launches them all as one. What it
-# reads must then always lie in the same place: a step copies its part of the plan and its learning rate there.
+# Two lines matter most. A GPU works through a queue that the CPU fills. To print the loss of every step, the CPU would
+# have to wait until the queue is empty, and the GPU then until it is filled again; so the sums stay on the device until
+# the epoch is over. And a step of VGG38 is several hundred small operations, each of which the CPU has to launch.
+# A *CUDA graph* records them once, from the crop to Adam's update, and launches them all as one. What it reads must
+# then always lie in the same place: a step copies its part of the plan and its learning rate there.
 #
 # One such net is too small to fill a large GPU; several should come nearer: `--together 8` trains eight runs side by
-# side in one process, each with a graph and a queue of its own, a step each in turn. *Live*, on the CPU, where
-# nothing is won but everything can be checked: two seeds together, and each of them alone.
+# side in one process, each with a graph and a queue of its own, a step each in turn. *Live*, on the CPU, where nothing
+# is won but everything can be checked: two seeds together, and each of them alone.
 
 # %%
 with tempfile.TemporaryDirectory() as place:

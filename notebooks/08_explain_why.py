@@ -220,7 +220,7 @@ RECIPES = [
     "vgg38-delta-orthogonal-slope0.6-lr4e-4",
 ]
 others, _ = next(batches(50, epoch=1))
-LOOK = dict(zip(RECIPES, [figures.PALETTE[i] for i in (3, 7, 0, 6)] + ["black"], strict=True))
+LOOK = {name: figures.look(name)[0] for name in RECIPES}
 
 
 # %%

@@ -225,6 +225,7 @@ plt.show()
 end = {text: np.mean(values[-2:]) for text, values in falling.items()}
 scaled = end.pop("shortcut, branch times 0.1")
 assert scaled < min(end.values()) - 0.1, "the factor 0.1 makes the difference"
+assert all(abs(loss - np.log(100)) < 0.3 for loss in end.values()), "the others hardly leave guessing"
 assert end["shortcut"] > end["no shortcut"] - 0.15, "the shortcut alone does not, yet"
 
 # %% [markdown]

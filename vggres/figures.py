@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from vggres import records
 from vggres.errors import UserError
 from vggres.files import write_atomically
-from vggres.runs import find
+from vggres.runs import MENDED, MENDED_68, find
 from vggres.tables import SHORT, label, reported
 
 matplotlib.rcParams |= {
@@ -27,7 +27,6 @@ matplotlib.rcParams |= {
     "figure.constrained_layout.use": True,
 }
 PALETTE = sns.color_palette("colorblind")
-MENDED = "vgg38-delta-orthogonal-slope0.6-lr4e-4"  # the plain net with other weights, another slope, smaller steps
 # One colour and marker a network in every figure; a run of its own look stands by its name.
 STYLE = {
     "vgg08": (PALETTE[4], "o"),
@@ -39,8 +38,8 @@ STYLE = {
     "vgg38-resnet-sigmoid": (PALETTE[5], "X"),
     "vgg38-skipinit": (PALETTE[6], "p"),
     "vgg38-delta-orthogonal-lr4e-4": (PALETTE[7], "x"),
-    MENDED: ("black", "*"),
-    "vgg68-delta-orthogonal-slope0.49-lr4e-4": ("0.45", "h"),
+    MENDED.name: ("black", "*"),
+    MENDED_68.name: ("0.45", "h"),
 }
 # Exhibits of the reports: how each is drawn, and from which runs.
 EXHIBITS = {
@@ -105,7 +104,7 @@ def colours(names: list[str]) -> list:
     """A network of the reports' story has its own colour; runs that differ by a number go from light to dark."""
     models = [find(name).model for name in names]
     if len(set(models)) == len(models) and STYLE.keys() >= set(models):
-        return [STYLE[model][0] for model in models]
+        return [look(name)[0] for name in names]
     return sns.color_palette("viridis", len(names))
 
 
@@ -133,6 +132,11 @@ def title(name: str) -> str:
     return label(run) + (f" ({', '.join(notes)})" if notes else "")
 
 
+def in_lines(name: str) -> str:
+    """`title` for a legend: what differs from the recipe in a line below the network."""
+    return title(name).replace(" (", "\n").rstrip(")")
+
+
 def curves(
     names: list[str], results: Path | str | None = None, report: str = "A", missing: Sequence[str] = ()
 ) -> Figure:
@@ -146,7 +150,7 @@ def curves(
     told = told[(told.report == report) & told.run.isin(names) & told.metric.isin(["val_loss", "val_acc"])]
     for name, colour in zip(names, colours(names), strict=True):
         for axes, metric, scale in ((loss, "loss", 1), (acc, "acc", 100)):
-            axes.plot([], [], color=colour, label=title(name).replace(" (", "\n").rstrip(")"))
+            axes.plot([], [], color=colour, label=in_lines(name))
             stars = scale * told[(told.run == name) & (told.metric == f"val_{metric}")].value
             axes.plot([find(name).epochs] * len(stars), stars, "*", color=colour, ms=9, mec="black", mew=0.6)
             for _, history in records.load_series(name, "history.csv", results).groupby("seed"):
@@ -248,7 +252,7 @@ def headline(results: Path | str | None = None) -> Figure | None:
     It shows Table 1's nets at learning rate 1e-3, and the plain net mended otherwise; where all are recorded, else
     their five-epoch runs.
     """
-    short = [*SHORT, f"{MENDED}-5ep"]
+    short = [*SHORT, f"{MENDED.name}-5ep"]
     full = [name.removesuffix("-5ep") for name in short]
     names = full if all(recorded(n, results) == n for n in full) else [n for n in short if recorded(n, results)]
     if not names:
@@ -299,8 +303,8 @@ def what_else(results: Path | str | None = None) -> Figure | None:
     It shows runs of 100 epochs if the plain net's is among them, else those of five. None without records.
     """
     story = ["vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2", "vgg38-skipinit", "vgg38-delta-orthogonal-lr4e-4"]
-    suffix = "" if recorded(MENDED, results) == MENDED else "-5ep"
-    story += [MENDED, "vgg68-delta-orthogonal-slope0.49-lr4e-4"]
+    story += [MENDED.name, MENDED_68.name]
+    suffix = "" if recorded(MENDED.name, results) == MENDED.name else "-5ep"
     names = [n + suffix for n in story if recorded(n, results) == n + suffix]
     if not names:
         return None
@@ -310,7 +314,7 @@ def what_else(results: Path | str | None = None) -> Figure | None:
             colour, marker = look(name)
             for seed, history in records.load_series(name, "history.csv", results).groupby("seed"):
                 style = dict(color=colour, marker=marker, ms=4, lw=1.3, markevery=max(1, len(history) // 10))
-                axes.plot(history.epoch, scale * history[metric], label=title(name) if seed == 0 else None, **style)
+                axes.plot(history.epoch, scale * history[metric], label=in_lines(name) if seed == 0 else None, **style)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
     loss, acc = fig.axes
@@ -318,8 +322,7 @@ def what_else(results: Path | str | None = None) -> Figure | None:
     loss.set(ylabel="cross-entropy (nats)", title="Training loss (dotted: guessing, ln 100)")
     acc.axhline(1, color="0.6", lw=0.8, ls=":")
     acc.set(ylabel="accuracy (%)", title="Validation accuracy (dotted: guessing)", ylim=(0, None))
-    legend = [text.replace(" (", "\n").replace(", ", ",\n", 1).rstrip(")") for text in map(title, names)]
-    fig.legend(acc.get_legend_handles_labels()[0], legend, frameon=False, loc="outside right center")
+    fig.legend(*acc.get_legend_handles_labels(), frameon=False, loc="outside right center")
     stamp(fig, names, results)
     return fig
 

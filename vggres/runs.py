@@ -164,19 +164,19 @@ _TABLE_1 = [  # report A, Table 1, in its order
 
 # The plain VGG38 with and without each of three changes: the weights, the slope, the step. With all of them, and with
 # one or two; with none it is Table 1's.
-_ALL_THREE = Run("vgg38", init="delta-orthogonal", slope=0.6, lr=4e-4)
-_PLAIN_68 = replace(_ALL_THREE, model="vgg68", slope=0.49)  # see `_ASKED`
+MENDED = Run("vgg38", init="delta-orthogonal", slope=0.6, lr=4e-4)
+MENDED_68 = replace(MENDED, model="vgg68", slope=0.49)
 _CHANGED = [
-    replace(_ALL_THREE, init=init, slope=slope, lr=lr)
+    replace(MENDED, init=init, slope=slope, lr=lr)
     for init, slope, lr in product(("default", "delta-orthogonal"), (0.01, 0.6), (1e-3, 4e-4))
     if (init, slope, lr) not in {("default", 0.01, 1e-3), ("delta-orthogonal", 0.6, 4e-4)}
 ]
-_FIXES = [_ALL_THREE, Run("vgg38-skipinit")]
+_FIXES = [MENDED, Run("vgg38-skipinit")]
 _ASKED = [
     *_CHANGED,
     *(Run("vgg38", init=init, lr=1e-4) for init in ("he", "delta-orthogonal")),
-    replace(_ALL_THREE, slope=0.36),  # the slope at which the theory's cosine is 0.9 for 37 layers,
-    _PLAIN_68,  # and for 67 (Zhang et al., 2022)
+    replace(MENDED, slope=0.36),  # the slope at which the theory's cosine is 0.9 for 37 layers,
+    MENDED_68,  # and for 67 (Zhang et al., 2022)
 ]
 
 
@@ -292,7 +292,7 @@ _GROUPS += [
     ((0,), [Run("resnet18", dataset="cifar10", augment=False, **RESNET, exhibits=("C/Day 10",))]),
     # Five epochs of the nets of the story, for where there is no GPU.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
-    ((0,), [replace(run, epochs=5) for run in (_ALL_THREE, _PLAIN_68)]),
+    ((0,), [replace(run, epochs=5) for run in (MENDED, MENDED_68)]),
 ]
 RUNS: dict[str, Run] = {run.name: run for _, group in _GROUPS for run in group}
 QUEUE: list[tuple[Run, int]] = [(run, seed) for seeds, group in _GROUPS for seed in seeds for run in group]
