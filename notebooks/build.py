@@ -46,7 +46,7 @@ def execute(source: Path) -> NotebookNode:
     client = NotebookClient(
         nb,
         kernel_name="python3",
-        timeout=300,
+        timeout=600,
         record_timing=False,
         coalesce_streams=True,
         store_widget_state=False,
