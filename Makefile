@@ -27,7 +27,7 @@ notebooks: .venv ## readers: execute every chapter into build/, with HTML pages 
 test: .venv ## lint, unit tests, then every chapter against its stored outputs
 	$(BIN)/ruff check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
-	$(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout=600 \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=600 \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/*.ipynb
 
 bench: .venv ## images a second of the naive loop and of this engine, and their ratio

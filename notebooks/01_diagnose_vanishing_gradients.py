@@ -51,15 +51,15 @@ assert vgg08(images).shape == vgg38(images).shape == (2, 100)
 # %% [markdown]
 # ## One learns, one does not
 #
-# *Live.* Both nets train with Adam at 1e-3 on batches of 100, as in the reports. We use 5,000 images of CIFAR-100 if
-# they are on this machine (`vggres data` fetches them), else the procedural set.
+# *Live.* Both nets train with Adam at 1e-3, as in the reports, on batches of 50 (theirs: 100). We use 5,000 images of
+# CIFAR-100 if they are on this machine (`vggres data` fetches them), else the procedural set.
 
 # %%
 source = data.load("cifar100").subset(5000) if data.available() else data.load("synthetic")
 train_set = data.Images(*source.train)
 
 
-def first_steps(net, steps, batch=100):
+def first_steps(net, steps, batch=50):
     """Train the net; its mean loss over the last ten of `steps` steps."""
     engine, done = Engine(net, lr=1e-3, weight_decay=0, device=pick_device("cpu")), 0
     for epoch in range(steps):
@@ -73,11 +73,11 @@ def first_steps(net, steps, batch=100):
 
 
 # %% tags=["nbval-ignore-output"]
-loss08, loss38 = first_steps(vgg08, steps=250), first_steps(vgg38, steps=60)
-print(f"guessing: {np.log(100):.3f} nats.  VGG08 after 250 steps: {loss08:.3f}.  VGG38 after 60 steps: {loss38:.3f}.")
+loss08, loss38 = first_steps(vgg08, steps=200), first_steps(vgg38, steps=40)
+print(f"guessing: {np.log(100):.3f} nats.  VGG08 after 200 steps: {loss08:.3f}.  VGG38 after 40 steps: {loss38:.3f}.")
 
 # %%
-assert loss08 < 4.4, "VGG08 should have begun to learn"
+assert loss08 < 4.5, "VGG08 should have begun to learn"
 assert abs(loss38 - np.log(100)) < 0.03, "VGG38 should still be guessing"
 
 # %% [markdown]
@@ -240,10 +240,10 @@ pd.DataFrame({"weights that changed at all (%)": (100 * stages).round(2)})
 assert stages["entry"] == 0 and stages["stage1"] < 0.05 and stages["stage2"] < 0.6 and stages["head"] > 0.99
 
 # %% [markdown]
-# After 60 steps ninety-nine in a hundred weights of the first stage are, bit for bit, what they were at the start; of
-# the second, only the smallest have changed, in their last digits. The third stage and the head do move, but their
-# input is the same for every image: all they can learn is one answer for all, and that is worth $\ln 100$ nats. This
-# is what "does not train" means here: not a bad minimum and not slowness. The steps are rounded away.
+# After 40 steps nearly all weights of the first stage are, bit for bit, what they were at the start; of the second,
+# fewer than half have changed, in their last digits. The third stage and the head do move, but their input is the same
+# for every image: all they can learn is one answer for all, and that is worth $\ln 100$ nats. This is what "does not
+# train" means here: not a bad minimum and not slowness. The steps are rounded away.
 #
 # ## What was shown
 #
