@@ -401,8 +401,8 @@ told[columns].drop_duplicates().set_index(columns[:3]).map("{:,}".format)
 # %% [markdown]
 # ## Train for sixty steps
 #
-# *Live.* A gradient that arrives is a promise, not a result. So train the plain net and BN + RC for 60 steps of 50 images,
-# with Adam at 1e-3, on the same images in the same order:
+# *Live.* A gradient that arrives is a promise, not a result. So train the plain net and BN + RC for 60 steps of 50
+# images, with Adam at 1e-3, on the same images in the same order:
 
 
 # %%
