@@ -10,6 +10,7 @@ import torch
 
 from vggres.errors import UserError
 from vggres.models import INITS, MODELS, SLOPE
+from vggres.probes import slope_for
 from vggres.resnets import NETS
 from vggres.runs import PRETRAINED, QUEUE, RUNS, TABLE_1, WEIGHTS, Run, find
 
@@ -289,3 +290,16 @@ def test_an_unknown_run_is_answered_with_the_nearest():
         find("vgg38-bnrc")
     with pytest.raises(UserError, match="vggres list"):
         find("?")
+
+
+@pytest.mark.parametrize(
+    "name, layers, cosine",
+    [
+        ("vgg38-delta-orthogonal-slope0.6-lr4e-4", 37, 0.65),
+        ("vgg68-delta-orthogonal-slope0.69-lr2e-4", 67, 0.65),
+        ("vgg38-delta-orthogonal-slope0.36-lr4e-4", 37, 0.9),
+        ("vgg68-delta-orthogonal-slope0.49-lr4e-4", 67, 0.9),
+    ],
+)
+def test_slopes_of_the_plain_nets_are_those_of_the_theory(name, layers, cosine):
+    assert find(name).slope == round(slope_for(layers, cosine), 2)
