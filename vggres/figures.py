@@ -249,42 +249,41 @@ def depth_axis(axes, layers: list[str]) -> None:
 def headline(results: Path | str | None = None) -> Figure | None:
     """The story in one figure: the gradient before the first step decides what learns. None without records.
 
-    It shows Table 1's nets at learning rate 1e-3, and the plain net mended otherwise; where all are recorded, else
-    their five-epoch runs.
+    It shows Table 1's nets at learning rate 1e-3, and plain nets mended otherwise; where all are recorded, else their
+    five-epoch runs.
     """
-    short = [*SHORT, f"{MENDED.name}-5ep"]
+    short = [*SHORT, f"{MENDED.name}-5ep", f"{MENDED_68.name}-5ep"]
     full = [name.removesuffix("-5ep") for name in short]
-    names = full if all(recorded(n, results) == n for n in full) else [n for n in short if recorded(n, results)]
+    whole = all(recorded(n, results) == n for n in full[:-1])
+    names = [n for n in (full if whole else short) if recorded(n, results) == n]
     if not names:
         return None
     fig = Figure(figsize=(9.5, 4.2))
     gradient, accuracy = fig.subplots(1, 2, width_ratios=(1.25, 1))
+    ends = {}
     for name in names:
-        (colour, marker), text = look(name), label(find(name))
+        colour, marker = look(name)
         style = dict(color=colour, marker=marker, ms=3.5, lw=1.4)
         table = records.load_series(name, "gradients.csv", results)
         start = table[(table.epoch == 0) & (table.seed == table.seed.min())].drop(columns=["epoch", "seed"]).iloc[0]
-        gradient.plot(np.arange(1, len(start) + 1), start, label=text, **style)
+        gradient.plot(np.arange(1, len(start) + 1), start, **style)
         for _, history in records.load_series(name, "history.csv", results).groupby("seed"):
             accuracy.plot(history.epoch, 100 * history.val_acc, **style | dict(ms=3.5 if len(history) < 20 else 0))
-            end = history.iloc[-1]
-        accuracy.annotate(
-            text.replace(", ", ",\n", 1),
-            (end.epoch, 100 * end.val_acc),
-            (6, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            fontsize=8,
-        )
+            ends[name] = 100 * history.val_acc.iloc[-1], history.epoch.iloc[-1]
+    free, line = 0.0, 0.04 * max(ends.values())[0]  # above the label below; the height of a line
+    for name, (end, epoch) in sorted(ends.items(), key=lambda item: item[1]):
+        text = label(find(name)).replace(", ", ",\n", 1)
+        half = line * (1 + text.count("\n")) / 2
+        place = max(end, free + half)
+        free = place + half
+        beside = dict(xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
+        accuracy.annotate(text, (epoch, place), color=look(name)[0], **beside)
     gradient.set(
         yscale="log",
         xlabel="layer, input to output",
         ylabel="mean |dE/dW|",
         title="Before the first step: the gradient of each layer",
     )
-    above_the_stairs = dict(loc="center left", bbox_to_anchor=(0, 0.42), reverse=True)
-    gradient.legend(frameon=False, **above_the_stairs)
     accuracy.axhline(1, color="0.6", lw=0.8, ls=":")
     accuracy.set(
         xlabel="epoch",
