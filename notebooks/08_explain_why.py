@@ -392,8 +392,8 @@ assert ends.max() < 4.45 and ends.max() - ends.min() < 0.3, "whatever the depth,
 assert abs(unchanged.tail(15).mean() - np.log(100)) < 0.03, "with what suits 38 layers, 248 guess"
 
 # %% [markdown]
-# **Figure 4.** The four lines lie together: six times as deep, and no slower. Nothing was tuned but for VGG38. With
-# slope and step of VGG38 the net of 248 layers (dashed) blows up within its first steps and then guesses. Depth is no
+# **Figure 4.** The four lines lie together: six times as deep, and no slower. Slope and step were searched for VGG38
+# alone. With its slope and step the net of 248 layers (dashed) blows up within its first steps and then guesses. Depth is no
 # obstacle by itself. It is no help either: a slope of 0.83 is nearer to a line than to a ReLU, and by construction the
 # deep net turns the images no more than the shallow one. The theory makes depth harmless, not useful.
 #
@@ -413,8 +413,8 @@ Image(figures.encode(drawn, "png", dpi=100)) if drawn else print("not measured")
 
 # %% [markdown]
 # **Table 2 and Figure 5.** Loss and accuracy after the last epoch, and by epoch; the line below the figure says which
-# records it is drawn from. In the figure the mended plain net is black, with stars; where it is missing it has no
-# record yet. Nothing above this heading is a result about CIFAR-100, and nothing below it comes from the procedural
+# records it is drawn from. In the figure the mended plain nets are black, with stars (VGG38), and grey (VGG68);
+# one that is missing has no record yet. Nothing above this heading is a result about CIFAR-100, and nothing below it comes from the procedural
 # images.
 
 # %%
@@ -427,8 +427,8 @@ print(five.sort_values().to_string())
 # %% [markdown]
 # So it holds on the real images: after five epochs the plain VGG38 of the reports still guesses, and the same net with
 # other initial weights, another slope and a smaller step has learned about as much as the repaired ones. A plain net of
-# 68 layers, of which nothing was tried out, keeps up with VGG38 RC by its computed slope and step. Each is one run of
-# five epochs; where a hundred lead, the rows that are not measured yet will tell.
+# 68 layers, with slope and step computed as above, keeps up with VGG38 RC. Each is one run of five epochs; where a
+# hundred lead, the rows that are not measured yet will tell.
 
 # %% [markdown]
 # ## What was shown
