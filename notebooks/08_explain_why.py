@@ -393,9 +393,9 @@ assert abs(unchanged.tail(15).mean() - np.log(100)) < 0.03, "with what suits 38 
 
 # %% [markdown]
 # **Figure 4.** The four lines lie together: six times as deep, and no slower. Slope and step were searched for VGG38
-# alone. With its slope and step the net of 248 layers (dashed) blows up within its first steps and then guesses. Depth is no
-# obstacle by itself. It is no help either: a slope of 0.83 is nearer to a line than to a ReLU, and by construction the
-# deep net turns the images no more than the shallow one. The theory makes depth harmless, not useful.
+# alone. With its slope and step the net of 248 layers (dashed) blows up within its first steps and then guesses. Depth
+# is no obstacle by itself. It is no help either: a slope of 0.83 is nearer to a line than to a ReLU, and by
+# construction the deep net turns the images no more than the shallow one. The theory makes depth harmless, not useful.
 #
 # ## Replay: what is measured on CIFAR-100
 #
@@ -413,9 +413,9 @@ Image(figures.encode(drawn, "png", dpi=100)) if drawn else print("not measured")
 
 # %% [markdown]
 # **Table 2 and Figure 5.** Loss and accuracy after the last epoch, and by epoch; the line below the figure says which
-# records it is drawn from. In the figure the mended plain nets are black, with stars (VGG38), and grey (VGG68);
-# one that is missing has no record yet. Nothing above this heading is a result about CIFAR-100, and nothing below it comes from the procedural
-# images.
+# records it is drawn from. In the figure the mended plain nets are black, with stars (VGG38), and grey (VGG68); one
+# that is missing has no record yet. Nothing above this heading is a result about CIFAR-100, and nothing below it comes
+# from the procedural images.
 
 # %%
 five = tables.what_else().query("epochs == 5").droplevel("epochs")["validation (%)"].astype(float)
