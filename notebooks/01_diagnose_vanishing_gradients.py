@@ -73,11 +73,11 @@ def first_steps(net, steps, batch=50):
 
 
 # %% tags=["nbval-ignore-output"]
-loss08, loss38 = first_steps(vgg08, steps=200), first_steps(vgg38, steps=40)
-print(f"guessing: {np.log(100):.3f} nats.  VGG08 after 200 steps: {loss08:.3f}.  VGG38 after 40 steps: {loss38:.3f}.")
+loss08, loss38 = first_steps(vgg08, steps=250), first_steps(vgg38, steps=40)
+print(f"guessing: {np.log(100):.3f} nats.  VGG08 after 250 steps: {loss08:.3f}.  VGG38 after 40 steps: {loss38:.3f}.")
 
 # %%
-assert loss08 < 4.5, "VGG08 should have begun to learn"
+assert loss08 < 4.4, "VGG08 should have begun to learn"
 assert abs(loss38 - np.log(100)) < 0.03, "VGG38 should still be guessing"
 
 # %% [markdown]
