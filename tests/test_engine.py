@@ -101,13 +101,16 @@ def test_dropout_is_drawn_from_the_key_alone_and_other_nets_leave_the_generator_
 
 @needs_cuda
 @pytest.mark.usefixtures("deterministic")
-@pytest.mark.parametrize("name", ["resnet18", "resnet18-dropout", "basenet-6"])
-def test_sgd_and_dropout_are_captured_as_they_are_stepped(synthetic, name, monkeypatch):
+@pytest.mark.parametrize(
+    "name, optimizer",
+    [("resnet18", "sgd"), ("resnet18-dropout", "sgd"), ("basenet-6", "sgd"), ("vgg16-bn-rc", "muon")],
+)
+def test_other_optimizers_and_dropout_are_captured_as_they_are_stepped(synthetic, name, optimizer, monkeypatch):
     cuda = torch.device("cuda")
     images = data.Images(*synthetic.subset(40).train, cuda)
 
     def losses():
-        fast, found = Engine(build(name, 0), 1e-2, 5e-4, cuda, "fp32", "sgd"), []
+        fast, found = Engine(build(name, 0), 1e-2, 0, cuda, "fp32", optimizer), []
         for epoch in range(8):
             fast.draw_from(0, epoch, 0)
             fast.step(images, data.plan_epoch(40, 0, epoch).to(cuda), 1e-2 / (epoch + 1))

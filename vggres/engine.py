@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from vggres.data import Images, Plan
 from vggres.errors import UserError
+from vggres.muon import Muon
 
 WARM_UP = 3  # eager steps before a capture: they choose cuDNN's algorithms and allocate what lasts
 
@@ -66,7 +67,7 @@ class Engine:
         net: moved to the device in place; its LeakyReLUs then overwrite their input.
         lr, weight_decay: the step size and a coupled L2 decay.
         device, precision: see `pick_device` and `pick_precision`.
-        optimizer: "adam" (Kingma and Ba, 2015) as in `torch.optim`, or "sgd", with momentum 0.9.
+        optimizer: "adam" (Kingma and Ba, 2015) as in `torch.optim`, "sgd", with momentum 0.9, or "muon", see `Muon`.
 
     It sets for the whole process: on CUDA cuDNN's choice of algorithms by trial, and no TF32; on a CPU that the C
     library keeps freed memory.
@@ -91,6 +92,7 @@ class Engine:
         make, options = {
             "adam": (torch.optim.Adam, {"capturable": on_gpu}),
             "sgd": (torch.optim.SGD, {"momentum": 0.9}),
+            "muon": (Muon, {"capturable": on_gpu}),
         }[optimizer]
         self.optimizer = make(
             net.parameters(), torch.tensor(lr, device=device), weight_decay=weight_decay, fused=True, **options

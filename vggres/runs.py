@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from vggres.errors import UserError
 
 Schedule = Literal["cosine-epoch", "cosine-step", "step30"]
-Optimizer = Literal["adam", "sgd"]
+Optimizer = Literal["adam", "sgd", "muon"]
 Normalise = Literal["course", "own", "none"]
 Trained = Literal["all", "last"]
 
@@ -27,7 +27,7 @@ class Run:
         epochs, batch: passes over the training set, and images a step.
         lr, lr_end: the step size at the start and, of a cosine, at the end.
         weight_decay: the coefficient of a coupled L2 term.
-        optimizer: "adam", or "sgd" with momentum 0.9.
+        optimizer: "adam", "sgd" with momentum 0.9, or "muon", see `muon.Muon`.
         schedule: which of the two meanings of "cosine annealing", or steps down; see `lr_at`.
         augment: random crop of 32 after zero padding by 4, and horizontal flip.
         limit: use only this many training images (None: all); for short runs in tests and chapters.
@@ -71,6 +71,8 @@ class Run:
         for name, known in dict(schedule=Schedule, optimizer=Optimizer, normalise=Normalise, trained=Trained).items():
             if (value := getattr(self, name)) not in get_args(known):
                 raise UserError(f"no {name} is called {value!r}; there are {', '.join(get_args(known))}")
+        if self.optimizer == "muon" and self.weight_decay:
+            raise UserError("weight_decay must be 0 with muon: the length of its steps does not depend on the gradient")
         if self.trained == "last" and not self.start:
             raise UserError("trained='last' needs a start: the other layers would keep what they were drawn with")
 
@@ -167,6 +169,8 @@ _TABLE_1 = [  # report A, Table 1, in its order
 MENDED = Run("vgg38", init="delta-orthogonal", slope=0.6, lr=4e-4)
 # The same in a plain VGG68: the slope at which the theory's cosine is as in VGG38, 0.65, and a step by its depth.
 MENDED_68 = replace(MENDED, model="vgg68", slope=0.69, lr=2e-4)
+# And with steps that are orthogonal, too.
+ORTHOGONAL_STEPS = replace(MENDED, optimizer="muon", lr=2e-2)
 _BY_COSINE = [  # the slopes at which it is 0.9, for 37 and for 67 layers (Zhang et al., 2022)
     replace(MENDED, slope=0.36),
     replace(MENDED, model="vgg68", slope=0.49),
@@ -298,6 +302,7 @@ _GROUPS += [
     # Five epochs of the nets of the story, for where there is no GPU.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
     ((0,), [replace(run, epochs=5) for run in (MENDED, MENDED_68, _BY_COSINE[1])]),
+    ((0,), [replace(ORTHOGONAL_STEPS, epochs=15)]),
 ]
 RUNS: dict[str, Run] = {run.name: run for _, group in _GROUPS for run in group}
 QUEUE: list[tuple[Run, int]] = [(run, seed) for seeds, group in _GROUPS for seed in seeds for run in group]

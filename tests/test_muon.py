@@ -1,0 +1,62 @@
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vggres.errors import UserError
+from vggres.models import build
+from vggres.muon import SHARE, Muon, orthogonal
+from vggres.runs import Run
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 288), (2, 64, 32), (1, 16, 16)])
+def test_matrices_become_nearly_orthogonal_whatever_their_size(shape):
+    made = orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-3)
+    assert made.shape == shape
+    values = torch.linalg.svdvals(made)
+    assert values.min() > 0.3 and values.max() < 1.3  # of a square one, the smallest are small at first
+
+
+def test_the_singular_vectors_and_their_signs_stay():
+    a = torch.randn(1, 32, 288, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(a[0], full_matrices=False)
+    within = u.mT @ orthogonal(a)[0] @ v.mT
+    assert torch.allclose(within, torch.diag(within.diagonal()), atol=1e-4) and within.diagonal().min() > 0.5
+
+
+def step(net, optimizer):
+    """One step on 20 images; what it adds to each parameter, by name."""
+    before = copy.deepcopy(dict(net.named_parameters()))
+    x = torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    optimizer.zero_grad()
+    F.cross_entropy(net(x), torch.arange(20)).backward()
+    optimizer.step()
+    return {name: (p - before[name]).detach() for name, p in net.named_parameters()}
+
+
+def test_convolutions_but_the_first_move_by_a_tenth_of_the_rate_and_the_others_as_by_adam():
+    ours, theirs = build("vgg08", 0, "delta-orthogonal", 0.6), build("vgg08", 0, "delta-orthogonal", 0.6)
+    moved = step(ours, Muon(ours.parameters(), torch.tensor(1e-2)))
+    for name, expected in step(theirs, torch.optim.Adam(theirs.parameters(), 1e-2)).items():
+        if expected.ndim == 4 and not name.startswith("entry"):
+            values = torch.linalg.svdvals(moved[name].flatten(1)) / (SHARE * 1e-2)
+            assert values.median() > 0.6 and values.max() < 1.3, name  # those of a gradient of lower rank stay behind
+            assert (moved[name] * expected).sum() > 0, name  # both go down
+        else:
+            assert torch.allclose(moved[name], expected, rtol=1e-4), name
+
+
+def test_its_steps_build_up_momentum():
+    net = build("vgg08", 0, "delta-orthogonal", 0.6)
+    optimizer = Muon(net.parameters(), torch.tensor(1e-2))
+    step(net, optimizer)
+    (momentum,) = {float(optimizer.state[p]["momentum"].norm() / p.grad.norm()) for p in optimizer.matrices[:1]}
+    assert momentum == pytest.approx(1)
+    step(net, optimizer)
+    assert optimizer.state[optimizer.matrices[0]]["momentum"].norm() > optimizer.matrices[0].grad.norm()
+
+
+def test_a_decay_that_it_would_not_heed_is_refused():
+    with pytest.raises(UserError, match="weight_decay must be 0"):
+        Run("vgg38", optimizer="muon", weight_decay=1e-3)

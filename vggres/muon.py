@@ -1,0 +1,63 @@
+"""`Muon`: steps for deep nets, each a (nearly) orthogonal matrix times the rate."""
+
+import torch
+from torch import Tensor
+
+SHARE = 0.1  # of the rate: how far a step moves a convolution, in the spectral norm
+MOMENTUM = 0.95
+
+
+class Muon(torch.optim.Adam):
+    """Muon (Jordan et al., 2024) for all convolutions but the first; Adam for that, the last layer, biases and norms.
+
+    The gradient of a convolution, (out, in * height * width) as one matrix, is accumulated with Nesterov's momentum of
+    0.95; the step is the orthogonal matrix nearest to that, times a tenth of the rate. So it has the same gain in all
+    directions, like weights that are drawn orthogonal, and is as long in a layer whose gradient is a thousand times
+    smaller. The tenth is our choice: L layers multiply what they change, the layers at the ends do not.
+
+    Args:
+        params: in the order of the layers.
+        lr: a tensor of one number, read at each step.
+        options: those of `torch.optim.Adam`.
+    """
+
+    def __init__(self, params, lr: Tensor, **options):
+        params = list(params)
+        self.matrices = [p for p in params if p.ndim == 4][1:]
+        mine = set(map(id, self.matrices))
+        super().__init__([p for p in params if id(p) not in mine], lr, **options)
+        self.add_param_group({"params": self.matrices})
+        for p in self.matrices:  # a step, too, since Adam asks for one where a state is loaded
+            self.state[p] = {"step": torch.zeros((), device=p.device), "momentum": torch.zeros_like(p)}
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        ends, middle = self.param_groups
+        self.param_groups = [ends]
+        try:
+            super().step()
+        finally:
+            self.param_groups = [ends, middle]
+        for shape in dict.fromkeys(p.shape for p in self.matrices):  # those of one shape together
+            same = [p for p in self.matrices if p.shape == shape]
+            momenta = [self.state[p]["momentum"] for p in same]
+            torch._foreach_mul_(momenta, MOMENTUM)
+            torch._foreach_add_(momenta, [p.grad for p in same])
+            ahead = torch.stack([p.grad + MOMENTUM * m for p, m in zip(same, momenta, strict=True)]).flatten(2)
+            for p, step in zip(same, -SHARE * ends["lr"] * orthogonal(ahead), strict=True):
+                p += step.view(shape)
+
+
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Nearly the nearest orthogonal matrix of each: singular values of 0.7 to 1.2, by a quintic Newton-Schulz iteration
+    whose coefficients are chosen for speed, not for convergence (Jordan et al., 2024).
+
+    Shapes: (n, a, b) -> (n, a, b)
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.mT if tall else x
