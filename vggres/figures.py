@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from vggres import records
 from vggres.errors import UserError
 from vggres.files import write_atomically
-from vggres.runs import MENDED, MENDED_68, find
+from vggres.runs import MENDED, MENDED_68, MUON, MUON_68, find, versions
 from vggres.tables import SHORT, label, reported
 
 matplotlib.rcParams |= {
@@ -40,6 +41,8 @@ STYLE = {
     "vgg38-delta-orthogonal-lr4e-4": (PALETTE[7], "x"),
     MENDED.name: ("black", "*"),
     MENDED_68.name: ("0.45", "h"),
+    MUON.name: ("#5b0a91", "<"),
+    MUON_68.name: ("#9c7fd1", ">"),
 }
 # Exhibits of the reports: how each is drawn, and from which runs.
 EXHIBITS = {
@@ -110,15 +113,13 @@ def colours(names: list[str]) -> list:
 
 def look(name: str) -> tuple:
     """Colour and marker of a run: its own, or its network's."""
-    return STYLE.get(name.removesuffix("-5ep")) or STYLE[find(name).model]
+    run = find(name)
+    return STYLE.get(replace(run, epochs=100).name) or STYLE[run.model]
 
 
 def recorded(name: str, results: Path | str | None = None) -> str | None:
-    """The run of that name, or else its five-epoch version, whichever has a record; None if neither has."""
-    for candidate in (name, f"{name}-5ep"):
-        if len(records.load_series(candidate, "history.csv", results)):
-            return candidate
-    return None
+    """The run of that name, or else the longest of its shorter versions that has a record; None if none has."""
+    return next((n for n in versions(name) if len(records.load_series(n, "history.csv", results))), None)
 
 
 def title(name: str) -> str:

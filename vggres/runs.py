@@ -169,8 +169,8 @@ _TABLE_1 = [  # report A, Table 1, in its order
 MENDED = Run("vgg38", init="delta-orthogonal", slope=0.6, lr=4e-4)
 # The same in a plain VGG68: the slope at which the theory's cosine is as in VGG38, 0.65, and a step by its depth.
 MENDED_68 = replace(MENDED, model="vgg68", slope=0.69, lr=2e-4)
-# And with steps that are orthogonal, too.
-ORTHOGONAL_STEPS = replace(MENDED, optimizer="muon", lr=2e-2)
+# Both with orthogonal steps instead of Adam's.
+MUON, MUON_68 = (replace(run, optimizer="muon", lr=2e-2) for run in (MENDED, MENDED_68))
 _BY_COSINE = [  # the slopes at which it is 0.9, for 37 and for 67 layers (Zhang et al., 2022)
     replace(MENDED, slope=0.36),
     replace(MENDED, model="vgg68", slope=0.49),
@@ -180,12 +180,14 @@ _CHANGED = [
     for init, slope, lr in product(("default", "delta-orthogonal"), (0.01, 0.6), (1e-3, 4e-4))
     if (init, slope, lr) not in {("default", 0.01, 1e-3), ("delta-orthogonal", 0.6, 4e-4)}
 ]
-_FIXES = [MENDED, Run("vgg38-skipinit")]
+_FIXES = [MENDED, MUON, Run("vgg38-skipinit")]
 _ASKED = [
     *_CHANGED,
     *(Run("vgg38", init=init, lr=1e-4) for init in ("he", "delta-orthogonal")),
     MENDED_68,
+    MUON_68,
     *_BY_COSINE,
+    *(Run(model, optimizer="muon", lr=2e-2) for model in ("vgg38-bn-rc", "vgg38-skipinit")),
 ]
 
 
@@ -301,8 +303,8 @@ _GROUPS += [
     ((0,), [Run("resnet18", dataset="cifar10", augment=False, **RESNET, exhibits=("C/Day 10",))]),
     # Five epochs of the nets of the story, for where there is no GPU.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
-    ((0,), [replace(run, epochs=5) for run in (MENDED, MENDED_68, _BY_COSINE[1])]),
-    ((0,), [replace(ORTHOGONAL_STEPS, epochs=15)]),
+    ((0,), [replace(run, epochs=5) for run in (MENDED, MENDED_68, _BY_COSINE[1], MUON_68)]),
+    ((0,), [replace(run, epochs=15, exhibits=()) for run in (MUON, _TABLE_1[-1])]),
 ]
 RUNS: dict[str, Run] = {run.name: run for _, group in _GROUPS for run in group}
 QUEUE: list[tuple[Run, int]] = [(run, seed) for seeds, group in _GROUPS for seed in seeds for run in group]
@@ -329,3 +331,10 @@ def find(name: str) -> Run:
             + (f"the nearest: {', '.join(near)}" if near else "`vggres list` names them all")
         )
     return RUNS[name]
+
+
+def versions(name: str) -> list[str]:
+    """The run of that name, and those that differ from it by fewer epochs alone, the longest first."""
+    run = find(name)
+    same = [other for other in RUNS.values() if replace(other, epochs=run.epochs) == run and other.epochs <= run.epochs]
+    return [other.name for other in sorted(same, key=lambda other: -other.epochs)]

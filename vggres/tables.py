@@ -8,7 +8,7 @@ from scipy import stats
 
 from vggres import records
 from vggres.models import build, count_parameters
-from vggres.runs import FIXES, RUNS, TABLE_1, Run, find
+from vggres.runs import FIXES, RUNS, TABLE_1, Run, find, versions
 
 OTHER_IMAGES = {"val_acc": 2_500}  # the reports' validation images are not ours; all else is (nearly) the same
 METRICS = ("train_loss", "train_acc", "val_loss", "val_acc")
@@ -30,8 +30,8 @@ def reported(results: Path | str | None = None) -> pd.DataFrame:
 
 
 def label(run: Run) -> str:
-    """The network as the reports write it: "VGG38 BN + RC", "ResNet-18 without BN"; then its initialisation and slope,
-    if they are not the reports'."""
+    """The network as the reports write it: "VGG38 BN + RC", "ResNet-18 without BN"; then its initialisation, slope
+    and optimiser, if they are not the reports'."""
     if not run.model.startswith("vgg"):
         words = {"resnet": "ResNet-", "-no-bn": " without BN", "-dropout": " with dropout", "inception": "Inception"}
         words |= {"basenet-no-skip": "BaseNet, plain", "basenet-": "BaseNet, step ", "basenet": "BaseNet"}
@@ -39,6 +39,7 @@ def label(run: Run) -> str:
     model, *variant = run.model.split("-")
     words = {"bn": "BN", "rc": "RC", "resnet": "ResNet", "sigmoid": "sigmoid", "skipinit": "SkipInit"}
     notes = [run.init] * (run.init != "default") + [f"slope {run.slope:g}"] * (run.slope != 0.01)
+    notes += [run.optimizer.capitalize()] * (run.optimizer != "adam")
     return ", ".join([" ".join([model.upper(), " + ".join(words[v] for v in variant)]).strip(), *notes])
 
 
@@ -86,14 +87,15 @@ def what_else(results: Path | str | None = None) -> pd.DataFrame:
     """The nets that no report trained, for reading; above them those of Table 1 that they are to be held against.
 
     One row a run, indexed by network, learning rate and epochs: parameters, training loss (nats) and validation
-    accuracy after the last epoch, test accuracy of the best epoch (%), mean over n seeds. A run of five epochs has a
-    row where it is recorded; any other without a record says "not measured".
+    accuracy after the last epoch, test accuracy of the best epoch (%), mean over n seeds. A shorter run has a row
+    where it is recorded; one of the full length without a record says "not measured".
     """
     runs, rows = records.load_runs(results), []
     table_1 = [name for name in TABLE_1 if name.startswith("vgg38")]
-    for run in map(find, [*table_1, *FIXES, *(f"{name}-5ep" for name in table_1 + FIXES if f"{name}-5ep" in RUNS)]):
+    shorter = sorted((n for name in table_1 + FIXES for n in versions(name)[1:]), key=lambda n: -find(n).epochs)
+    for run in map(find, [*table_1, *FIXES, *shorter]):
         mine = runs[runs.run == run.name]
-        if run.epochs == 5 and mine.empty:
+        if run.name in shorter and mine.empty:
             continue
         row = {"network": label(run), "learning rate": f"{run.lr:g}", "epochs": run.epochs}
         row["parameters"] = f"{count_parameters(build(run.model)):,}"
@@ -253,11 +255,12 @@ def cost(results: Path | str | None = None) -> str:
 
 def readme_table(results: Path | str | None = None) -> str:
     """What stands between the README's markers."""
-    short = [n for n, run in RUNS.items() if run.epochs == 5 and len(records.load_series(n, "history.csv", results))]
-    parts = [markdown(table_1(results))]
-    if short:
-        parts.append("Some of them for five epochs (no report prints these):")
-        parts.append(markdown(table_1(results, short)))
+    shorter = {n: find(n).epochs for name in TABLE_1 + FIXES for n in versions(name)[1:]}
+    have, parts = set(records.load_runs(results).run), [markdown(table_1(results))]
+    for epochs in sorted(set(shorter.values()), reverse=True):
+        if names := [n for n in RUNS if n in have and shorter.get(n) == epochs]:
+            parts.append(f"For {epochs} epochs only (no report prints these):")
+            parts.append(markdown(table_1(results, names)))
     return "\n\n".join([*parts, cost(results)])
 
 
