@@ -251,12 +251,12 @@ def headline(results: Path | str | None = None) -> Figure | None:
     """The story in one figure: the gradient before the first step decides what learns. None without records.
 
     It shows Table 1's nets at learning rate 1e-3, and plain nets mended otherwise; where all are recorded, else their
-    five-epoch runs.
+    shortest versions.
     """
-    short = [*SHORT, f"{MENDED.name}-5ep", f"{MENDED_68.name}-5ep"]
-    full = [name.removesuffix("-5ep") for name in short]
-    whole = all(recorded(n, results) == n for n in full[:-1])
-    names = [n for n in (full if whole else short) if recorded(n, results) == n]
+    full = [*(name.removesuffix("-5ep") for name in SHORT), MENDED.name, MENDED_68.name, MUON.name]
+    short = [versions(name)[-1] for name in full]
+    whole = all(recorded(n, results) == n for n in full[:-2])
+    names = [n for n in (full if whole else short) if len(records.load_series(n, "history.csv", results))]
     if not names:
         return None
     fig = Figure(figsize=(9.5, 4.2))
@@ -334,7 +334,7 @@ def histories(
 
     Training dashed, validation solid, one colour a label, a line a seed; what has no record says so in the legend.
     """
-    fig, drawn = Figure(figsize=(4.2 * len(panels), 3.4)), []
+    fig, drawn = Figure(figsize=(max(7, 4.2 * len(panels)), 3.4)), []
     for axes, (heading, names) in zip(np.ravel(fig.subplots(1, len(panels))), panels.items(), strict=True):
         for colour, (text, name) in zip(PALETTE, names.items(), strict=False):
             history, scale = records.load_series(name, "history.csv", results), 1 if metric == "loss" else 100
