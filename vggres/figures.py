@@ -334,7 +334,7 @@ def histories(
 
     Training dashed, validation solid, one colour a label, a line a seed; what has no record says so in the legend.
     """
-    fig, drawn = Figure(figsize=(max(7, 4.2 * len(panels)), 3.4)), []
+    fig, drawn = Figure(figsize=(max(8, 4.2 * len(panels)), 3.4)), []
     for axes, (heading, names) in zip(np.ravel(fig.subplots(1, len(panels))), panels.items(), strict=True):
         for colour, (text, name) in zip(PALETTE, names.items(), strict=False):
             history, scale = records.load_series(name, "history.csv", results), 1 if metric == "loss" else 100
