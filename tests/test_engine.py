@@ -110,7 +110,7 @@ def test_other_optimizers_and_dropout_are_captured_as_they_are_stepped(synthetic
     images = data.Images(*synthetic.subset(40).train, cuda)
 
     def losses():
-        fast, found = Engine(build(name, 0), 1e-2, 0, cuda, "fp32", optimizer), []
+        fast, found = Engine(build(name, 0), 1e-2, 5e-4, cuda, "fp32", optimizer), []
         for epoch in range(8):
             fast.draw_from(0, epoch, 0)
             fast.step(images, data.plan_epoch(40, 0, epoch).to(cuda), 1e-2 / (epoch + 1))

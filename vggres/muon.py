@@ -17,11 +17,11 @@ class Muon(torch.optim.Adam):
 
     Args:
         params: in the order of the layers.
-        lr: a tensor of one number, read at each step.
+        lr: of the ends; a tensor of one number, read at each step, or a float.
         options: those of `torch.optim.Adam`.
     """
 
-    def __init__(self, params, lr: Tensor, **options):
+    def __init__(self, params, lr: Tensor | float, **options):
         params = list(params)
         self.matrices = [p for p in params if p.ndim == 4][1:]
         mine = set(map(id, self.matrices))
