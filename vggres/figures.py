@@ -154,9 +154,7 @@ def curves(
             axes.plot([], [], color=colour, label=in_lines(name))
             stars = scale * told[(told.run == name) & (told.metric == f"val_{metric}")].value
             axes.plot([find(name).epochs] * len(stars), stars, "*", color=colour, ms=9, mec="black", mew=0.6)
-            for _, history in records.load_series(name, "history.csv", results).groupby("seed"):
-                axes.plot(history.epoch, scale * history[f"train_{metric}"], "--", color=colour, alpha=0.5, lw=1.2)
-                axes.plot(history.epoch, scale * history[f"val_{metric}"], color=colour, lw=1.5)
+            by_epoch(axes, records.load_series(name, "history.csv", results), metric, colour)
     loss.axhline(np.log(100), color="0.6", lw=0.8, ls=":")
     acc.axhline(1, color="0.6", lw=0.8, ls=":")
     loss.set(ylabel="cross-entropy (nats)", title="Loss (dotted: guessing, ln 100)")
@@ -171,6 +169,14 @@ def curves(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     stamp(fig, names, results, missing=missing)
     return fig
+
+
+def by_epoch(axes, history, metric: str, colour) -> None:
+    """The "loss" (nats) or "acc" (%) of a run: training faint and dashed, validation solid, a line a seed."""
+    scale = {"loss": 1, "acc": 100}[metric]
+    for _, seed in history.groupby("seed"):
+        axes.plot(seed.epoch, scale * seed[f"train_{metric}"], "--", color=colour, alpha=0.5, lw=1.2)
+        axes.plot(seed.epoch, scale * seed[f"val_{metric}"], color=colour, lw=1.5)
 
 
 def flow(name: str, results: Path | str | None = None) -> Figure:
@@ -337,12 +343,10 @@ def histories(
     fig, drawn = Figure(figsize=(max(8, 4.2 * len(panels)), 3.4)), []
     for axes, (heading, names) in zip(np.ravel(fig.subplots(1, len(panels))), panels.items(), strict=True):
         for colour, (text, name) in zip(PALETTE, names.items(), strict=False):
-            history, scale = records.load_series(name, "history.csv", results), 1 if metric == "loss" else 100
+            history = records.load_series(name, "history.csv", results)
             axes.plot([], [], color=colour, label=text if len(history) else f"{text}: not measured")
             drawn += [name] * bool(len(history))
-            for _, seed in history.groupby("seed"):
-                axes.plot(seed.epoch, scale * seed[f"train_{metric}"], "--", color=colour, alpha=0.5, lw=1.2)
-                axes.plot(seed.epoch, scale * seed[f"val_{metric}"], color=colour, lw=1.5)
+            by_epoch(axes, history, metric, colour)
         axes.set(title=heading, xlabel="epoch", ylabel="cross-entropy (nats)" if metric == "loss" else "accuracy (%)")
         axes.set_ylim(0, None)
         axes.legend(frameon=False)

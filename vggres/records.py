@@ -194,19 +194,8 @@ def load_runs(results: Path | str | None = None) -> pd.DataFrame:
                 "wall_s": r["time"]["wall_s"] / r["time"].get("together", 1),
             }
         )
-    empty = [
-        "run",
-        "seed",
-        "status",
-        "train_loss",
-        "train_acc",
-        "val_loss",
-        "val_acc",
-        "test_loss",
-        "test_acc",
-        "commit",
-    ]
-    return pd.DataFrame(rows, columns=None if rows else empty)
+    measured = [f"{split}_{metric}" for split in ("train", "val", "test") for metric in ("loss", "acc")]
+    return pd.DataFrame(rows, columns=None if rows else ["run", "seed", "status", *measured, "commit"])
 
 
 def load_series(name: str, file: str, results: Path | str | None = None) -> pd.DataFrame:

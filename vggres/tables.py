@@ -1,5 +1,6 @@
 """Reported against measured: the reports' tables, joined to the records."""
 
+import math
 import re
 from pathlib import Path
 
@@ -50,37 +51,27 @@ def interval(values: pd.Series, level: float = 0.95) -> float | None:
     return float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.sem())
 
 
+def _row(name: str, metric: str, runs: pd.DataFrame, told: pd.DataFrame) -> dict:
+    """One metric of a run, as reported and as measured; what nobody printed or measured is NaN."""
+    values = runs[runs.run == name][metric].dropna().astype(float)
+    here = told[(told.run == name) & (told.metric == metric)].value
+    both = {"reported": here.iloc[0] if len(here) else math.nan, "measured": values.mean()}
+    return {"run": name, "metric": metric, **both, "interval": interval(values), "n": len(values)}
+
+
 def table_1(results: Path | str | None = None, names: list[str] = TABLE_1) -> pd.DataFrame:
     """Report A's Table 1, or other runs: one row a run and metric.
 
-    Columns: run, network, lr, params, metric, reported, measured (mean over seeds), interval (half width), n.
-    What no report prints or nobody measured is NaN. Losses in nats, accuracies as fractions. Measured values
-    are those after the last epoch.
+    Columns: run, metric, reported, measured (mean over seeds), interval (half width), n, network, lr, params. What no
+    report prints or nobody measured is NaN. Losses in nats, accuracies as fractions. Measured values are those after
+    the last epoch.
     """
-    runs, told = records.load_runs(results), reported(results)
+    runs, told = records.load_runs(results), reported(results).query("report == 'A' and exhibit == 'Table 1'")
     rows = []
-    for name in names:
-        run = find(name)
-        mine = runs[runs.run == name]
-        for metric in METRICS:
-            here = told[
-                (told.report == "A") & (told.exhibit == "Table 1") & (told.run == name) & (told.metric == metric)
-            ]
-            values = mine[metric].dropna() if len(mine) else pd.Series(dtype=float)
-            rows.append(
-                {
-                    "run": name,
-                    "network": label(run),
-                    "lr": run.lr,
-                    "params": count_parameters(build(run.model)),
-                    "metric": metric,
-                    "reported": here.value.iloc[0] if len(here) else None,
-                    "measured": values.mean() if len(values) else None,
-                    "interval": interval(values),
-                    "n": len(values),
-                }
-            )
-    return pd.DataFrame(rows).astype({"reported": float, "measured": float, "interval": float})
+    for run in map(find, names):
+        heads = {"network": label(run), "lr": run.lr, "params": count_parameters(build(run.model))}
+        rows += [_row(run.name, metric, runs, told) | heads for metric in METRICS]
+    return pd.DataFrame(rows).astype({"interval": float})
 
 
 def what_else(results: Path | str | None = None) -> pd.DataFrame:
@@ -211,14 +202,9 @@ def compare(names: dict[str, str], metric: str = "val_acc", results: Path | str 
     Columns: run, metric, reported, measured (mean over seeds), interval (half width), n; as in `table_1`.
     """
     runs, told = records.load_runs(results), reported(results)
-    told = told[(told.metric == metric) & ~told.exhibit.str.contains(", epoch")].set_index("run").value
-    rows = []
-    for name in names.values():
-        values = runs[runs.run == find(name).name][metric].dropna().astype(float)
-        rows.append((name, metric, told.get(name), values.mean(), interval(values), len(values)))
-    columns = ["run", "metric", "reported", "measured", "interval", "n"]
-    kinds = {"reported": float, "measured": float, "interval": float}
-    return pd.DataFrame(rows, columns=columns, index=list(names)).astype(kinds)
+    told = told[~told.exhibit.str.contains(", epoch")]
+    rows = [_row(find(name).name, metric, runs, told) for name in names.values()]
+    return pd.DataFrame(rows, index=list(names)).astype({"interval": float})
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
