@@ -79,38 +79,26 @@ class Run:
     @property
     def name(self) -> str:
         """The slug: the model, then whatever differs from report A's defaults."""
-        parts = [self.model]
-        if self.init != "default":
-            parts.append(self.init)
-        if self.slope != 0.01:
-            parts.append(f"slope{self.slope:g}")
-        if self.dataset != "cifar100":
-            parts.append(self.dataset)
-        if self.start:  # of another run its data will do
-            parts.append(f"from-{self.start.removeprefix(f'{self.model}-').split('-')[0]}")
-        if self.trained != "all":
-            parts.append(f"{self.trained}-layer")
-        if self.optimizer != "adam":
-            parts.append(self.optimizer)
-        if self.lr != 1e-3:
-            parts.append(f"lr{_short(self.lr)}")
-        if self.lr_end != 2e-5:
-            parts.append(f"to{_short(self.lr_end)}")
-        if self.weight_decay:
-            parts.append(f"wd{_short(self.weight_decay)}")
-        if self.batch != 100:
-            parts.append(f"batch{self.batch}")
-        if self.schedule != "cosine-epoch":
-            parts.append(self.schedule)
-        if self.normalise != "course":
-            parts.append({"own": "own-statistics", "none": "unnormalised"}[self.normalise])
-        if not self.augment:
-            parts.append("no-augment")
-        if self.limit:
-            parts.append(f"{self.limit}-images")
-        if self.epochs != 100:
-            parts.append(f"{self.epochs}ep")
-        return "-".join(parts)
+        parts = [
+            self.model,
+            self.init != "default" and self.init,
+            self.slope != 0.01 and f"slope{self.slope:g}",
+            self.dataset != "cifar100" and self.dataset,
+            # Of another run its data will do.
+            self.start and f"from-{self.start.removeprefix(f'{self.model}-').split('-')[0]}",
+            self.trained != "all" and f"{self.trained}-layer",
+            self.optimizer != "adam" and self.optimizer,
+            self.lr != 1e-3 and f"lr{_short(self.lr)}",
+            self.lr_end != 2e-5 and f"to{_short(self.lr_end)}",
+            self.weight_decay and f"wd{_short(self.weight_decay)}",
+            self.batch != 100 and f"batch{self.batch}",
+            self.schedule != "cosine-epoch" and self.schedule,
+            {"course": None, "own": "own-statistics", "none": "unnormalised"}[self.normalise],
+            not self.augment and "no-augment",
+            self.limit and f"{self.limit}-images",
+            self.epochs != 100 and f"{self.epochs}ep",
+        ]
+        return "-".join(part for part in parts if part)
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step (counted from 0 over the whole run).
