@@ -15,7 +15,7 @@ from vggres import records
 from vggres.errors import UserError
 from vggres.files import write_atomically
 from vggres.runs import MENDED, MENDED_68, MUON, MUON_68, find, versions
-from vggres.tables import SHORT, label, reported
+from vggres.tables import label, reported
 
 matplotlib.rcParams |= {
     "svg.hashsalt": "vggres",
@@ -256,10 +256,10 @@ def depth_axis(axes, layers: list[str]) -> None:
 def headline(results: Path | str | None = None) -> Figure | None:
     """The story in one figure: the gradient before the first step decides what learns. None without records.
 
-    It shows Table 1's nets at learning rate 1e-3, and plain nets mended otherwise; where all are recorded, else their
-    shortest versions.
+    It shows Table 1's nets, BN + RC at its best learning rate, and plain nets mended otherwise; where all are recorded,
+    else their shortest versions.
     """
-    full = [*(name.removesuffix("-5ep") for name in SHORT), MENDED.name, MENDED_68.name, MUON.name]
+    full = ["vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2", MENDED.name, MUON.name, MUON_68.name]
     short = [versions(name)[-1] for name in full]
     whole = all(recorded(n, results) == n for n in full[:-2])
     names = [n for n in (full if whole else short) if len(records.load_series(n, "history.csv", results))]
@@ -277,7 +277,7 @@ def headline(results: Path | str | None = None) -> Figure | None:
         for _, history in records.load_series(name, "history.csv", results).groupby("seed"):
             accuracy.plot(history.epoch, 100 * history.val_acc, **style | dict(ms=3.5 if len(history) < 20 else 0))
             ends[name] = 100 * history.val_acc.iloc[-1], history.epoch.iloc[-1]
-    free, line = 0.0, 0.04 * max(ends.values())[0]  # above the label below; the height of a line
+    free, line = 0.0, 0.045 * max(ends.values())[0]  # above the label below; the height of a line
     for name, (end, epoch) in sorted(ends.items(), key=lambda item: item[1]):
         text = label(find(name)).replace(", ", ",\n", 1)
         half = line * (1 + text.count("\n")) / 2
@@ -296,7 +296,7 @@ def headline(results: Path | str | None = None) -> Figure | None:
         xlabel="epoch",
         ylabel="validation accuracy (%)",
         title="After it: what each net learns",
-        ylim=(0, None),
+        ylim=(0, free),
     )
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
     stamp(fig, names, results)
@@ -340,7 +340,7 @@ def histories(
 
     Training dashed, validation solid, one colour a label, a line a seed; what has no record says so in the legend.
     """
-    fig, drawn = Figure(figsize=(max(8, 4.2 * len(panels)), 3.4)), []
+    fig, drawn = Figure(figsize=(max(9.5, 4.2 * len(panels)), 4)), []
     for axes, (heading, names) in zip(np.ravel(fig.subplots(1, len(panels))), panels.items(), strict=True):
         for colour, (text, name) in zip(PALETTE, names.items(), strict=False):
             history = records.load_series(name, "history.csv", results)
@@ -349,7 +349,8 @@ def histories(
             by_epoch(axes, history, metric, colour)
         axes.set(title=heading, xlabel="epoch", ylabel="cross-entropy (nats)" if metric == "loss" else "accuracy (%)")
         axes.set_ylim(0, None)
-        axes.legend(frameon=False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     if not drawn:
         return None
     stamp(fig, drawn, results)
