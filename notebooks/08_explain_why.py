@@ -17,6 +17,7 @@
 
 # %%
 from itertools import product
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -365,11 +366,14 @@ assert alone.loc[("delta-orthogonal", 0.6), "step 0.0004"] < alone.loc[("delta-o
 #
 # The registry holds the plain VGG38 with and without each of the three changes, SkipInit, both depths with the slope
 # that leaves a cosine of 0.9, and what chapter 12 asks for: a plain VGG68, and nets trained by the optimiser Muon. What
-# of them is measured on the real images, beside the nets of report A, is read from the records; test accuracy is that
-# of the epoch with the best validation.
+# of them is measured on the real images, beside the nets of report A, is read from the records; so far these are mostly
+# runs of five epochs. Test accuracy is that of the epoch with the best validation.
 
 # %%
-tables.what_else()
+table = tables.what_else()
+waiting = [f"{network} ({lr})" for network, lr, epochs in table[table.n == 0].index]
+print(fill(f"Not measured, 100 epochs at these rates: {'; '.join(waiting)}.", 100))
+table[table.n > 0]
 
 # %%
 drawn = figures.what_else()
@@ -382,10 +386,9 @@ figures.picture(drawn) if drawn else print("not measured")
 # from the procedural images.
 
 # %%
-five = tables.what_else().query("epochs == 5").droplevel("epochs")["validation (%)"].astype(float)
+five = table.query("epochs == 5").droplevel("epochs")["validation (%)"].astype(float)
 mended = five["VGG38, delta-orthogonal, slope 0.6", "0.0004"]
 assert five["VGG38", "0.001"] == 1 and mended > 15 and mended > five["VGG38 RC", "0.001"]
-print(five.sort_values().to_string())
 
 # %% [markdown]
 # So it holds on the real images: after five epochs the plain VGG38 of the reports still guesses, and the same net with

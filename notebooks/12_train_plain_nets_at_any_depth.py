@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Train plain nets at any depth
 #
-# Chapter 08 trains a plain VGG38: delta-orthogonal weights, a LeakyReLU of slope 0.6, and steps of 4e-4 by Adam. Slope
-# and step were searched for. Can they be computed, for any depth? And why must the step be so small?
+# Chapter 08 mends a plain VGG38: with delta-orthogonal weights, a LeakyReLU of slope 0.6, and steps of 4e-4 by Adam it
+# learns. Slope and step were searched for. Can they be computed, for any depth? And why must the step be so small?
 #
 # **You will see** plain nets of 38 to 248 layers learn at the same pace; how long a step is in each of its directions;
 # and an optimiser by which all these nets learn several times faster.
