@@ -178,3 +178,9 @@ def test_the_log_of_report_d_is_not_taken_for_its_result():
     assert tables.compare({"whole": whole}, "train_acc").reported.tolist() == [0.9457]
     log = tables.reported().query("exhibit.str.startswith('Part 2, epoch')")
     assert len(log) == 60 and set(log.run) == {whole}
+
+
+def test_of_several_reported_values_none_is_taken_silently():
+    assert len(tables.reported().query("run == 'vgg08' and metric == 'val_acc'")) > 1
+    with pytest.raises(ValueError):
+        tables.compare({"VGG08": "vgg08"})

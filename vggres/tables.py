@@ -55,7 +55,7 @@ def _row(name: str, metric: str, runs: pd.DataFrame, told: pd.DataFrame) -> dict
     """One metric of a run, as reported and as measured; what nobody printed or measured is NaN."""
     values = runs[runs.run == name][metric].dropna().astype(float)
     here = told[(told.run == name) & (told.metric == metric)].value
-    both = {"reported": here.iloc[0] if len(here) else math.nan, "measured": values.mean()}
+    both = {"reported": here.item() if len(here) else math.nan, "measured": values.mean()}
     return {"run": name, "metric": metric, **both, "interval": interval(values), "n": len(values)}
 
 
@@ -200,6 +200,9 @@ def compare(names: dict[str, str], metric: str = "val_acc", results: Path | str 
     """One metric of any runs, as reported and as measured: a row for each label of `names` (label -> run).
 
     Columns: run, metric, reported, measured (mean over seeds), interval (half width), n; as in `table_1`.
+
+    Raises:
+        ValueError: the reports print several values for one of them, so that none is *the* reported one.
     """
     runs, told = records.load_runs(results), reported(results)
     told = told[~told.exhibit.str.contains(", epoch")]
