@@ -163,6 +163,8 @@ _BY_COSINE = [  # the slopes at which it is 0.9, for 37 and for 67 layers (Zhang
     replace(MENDED, slope=0.36),
     replace(MENDED, model="vgg68", slope=0.49),
 ]
+# The optimiser alone, and beside other remedies.
+_BY_MUON = [Run(model, optimizer="muon", lr=2e-2) for model in ("vgg38", "vgg38-bn-rc", "vgg38-skipinit")]
 _CHANGED = [
     replace(MENDED, init=init, slope=slope, lr=lr)
     for init, slope, lr in product(("default", "delta-orthogonal"), (0.01, 0.6), (1e-3, 4e-4))
@@ -175,7 +177,7 @@ _ASKED = [
     MENDED_68,
     MUON_68,
     *_BY_COSINE,
-    *(Run(model, optimizer="muon", lr=2e-2) for model in ("vgg38-bn-rc", "vgg38-skipinit")),
+    *_BY_MUON,
 ]
 
 
@@ -291,7 +293,7 @@ _GROUPS += [
     ((0,), [Run("resnet18", dataset="cifar10", augment=False, **RESNET, exhibits=("C/Day 10",))]),
     # Five epochs of the nets of the story, for where there is no GPU.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
-    ((0,), [replace(run, epochs=5) for run in (MENDED, MENDED_68, _BY_COSINE[1], MUON_68, MUON)]),
+    ((0,), [replace(run, epochs=5) for run in (MENDED, MENDED_68, _BY_COSINE[1], MUON_68, MUON, *_BY_MUON)]),
     ((0,), [replace(run, epochs=15, exhibits=()) for run in (MUON, _TABLE_1[-1])]),
 ]
 RUNS: dict[str, Run] = {run.name: run for _, group in _GROUPS for run in group}
