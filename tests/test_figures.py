@@ -67,17 +67,6 @@ def test_gradient_flow_shows_every_epoch_and_layer_of_the_record_on_both_axes():
         assert np.array_equal(drawn, table.to_numpy())
 
 
-def test_what_else_shows_runs_of_one_length_and_the_history_of_each(tmp_path):
-    assert figures.what_else(tmp_path) is None
-    fig = figures.what_else()
-    lengths = {len(line.get_xdata()) for axes in fig.axes for line in axes.lines if len(line.get_xdata()) > 2}
-    assert len(lengths) == 1
-    name = "vgg38-bn-5ep" if lengths == {5} else "vgg38-bn"
-    history = records.load_series(name, "history.csv").query("seed == 0")
-    for axes, values in zip(fig.axes, (history.train_loss, 100 * history.val_acc), strict=True):
-        assert any(np.array_equal(line.get_ydata(), values) for line in axes.lines)
-
-
 def test_a_figure_carries_its_provenance():
     commit = records.load_runs().set_index(["run", "seed"]).loc[("vgg08", 0), "commit"]
     assert commit[:7] in figures.flow("vgg08")._supxlabel.get_text()
@@ -143,3 +132,12 @@ def test_histories_show_each_seed_and_say_what_is_not_measured():
     assert "VGG38: not measured" in [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
     assert fig._supxlabel.get_text().startswith("CIFAR-100 6d2a03c4 · ")
     assert figures.histories({"none": {"VGG38": "vgg38-resnet"}}) is None
+
+
+def test_histories_draw_a_label_in_one_colour_in_all_panels_and_on_one_scale():
+    fig = figures.histories({"one": {"a": "vgg38-bn-5ep", "b": "vgg38-5ep"}, "two": {"b": "vgg08"}}, "acc")
+    one, two = fig.axes
+    colours = [{line.get_label(): line.get_color() for line in axes.lines} for axes in (one, two)]
+    assert colours[0]["b"] == colours[1]["b"] != colours[0]["a"]
+    drawn = [y for axes in (one, two) for line in axes.lines for y in line.get_ydata()]
+    assert one.get_ylim() == two.get_ylim() and 0 == one.get_ylim()[0] < max(drawn) <= one.get_ylim()[1]

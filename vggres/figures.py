@@ -43,6 +43,7 @@ STYLE = {
     MENDED_68.name: ("0.45", "h"),
     MUON.name: ("#5b0a91", "<"),
     MUON_68.name: ("#9c7fd1", ">"),
+    "vgg38-bn-rc-muon-lr2e-2": ("#003f66", "d"),
 }
 # Exhibits of the reports: how each is drawn, and from which runs.
 EXHIBITS = {
@@ -104,17 +105,15 @@ def picture(fig: Figure):
 
 
 def colours(names: list[str]) -> list:
-    """A network of the reports' story has its own colour; runs that differ by a number go from light to dark."""
-    models = [find(name).model for name in names]
-    if len(set(models)) == len(models) and STYLE.keys() >= set(models):
-        return [look(name)[0] for name in names]
-    return sns.color_palette("viridis", len(names))
+    """A network of the story has its own colour; runs that differ by a number go from light to dark."""
+    own = {colour for colour, _ in map(look, names) if colour}
+    return [look(name)[0] for name in names] if len(own) == len(names) else sns.color_palette("viridis", len(names))
 
 
 def look(name: str) -> tuple:
-    """Colour and marker of a run: its own, or its network's."""
+    """Colour and marker of a run: its own, or its network's; (None, None) if neither is of the story."""
     run = find(name)
-    return STYLE.get(replace(run, epochs=100).name) or STYLE[run.model]
+    return STYLE.get(replace(run, epochs=100).name) or STYLE.get(run.model, (None, None))
 
 
 def recorded(name: str, results: Path | str | None = None) -> str | None:
@@ -256,12 +255,13 @@ def depth_axis(axes, layers: list[str]) -> None:
 def headline(results: Path | str | None = None) -> Figure | None:
     """The story in one figure: the gradient before the first step decides what learns. None without records.
 
-    It shows Table 1's nets, BN + RC at its best learning rate, and plain nets mended otherwise; where all are recorded,
-    else their shortest versions.
+    It shows Table 1's nets, BN + RC at its best learning rate and by Muon, and plain nets mended otherwise; where all
+    but those by Muon are recorded, else their shortest versions.
     """
-    full = ["vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2", MENDED.name, MUON.name, MUON_68.name]
+    full = ["vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2", MENDED.name]
+    whole = all(recorded(n, results) == n for n in full)
+    full += [MUON.name, MUON_68.name, "vgg38-bn-rc-muon-lr2e-2"]
     short = [versions(name)[-1] for name in full]
-    whole = all(recorded(n, results) == n for n in full[:-2])
     names = [n for n in (full if whole else short) if len(records.load_series(n, "history.csv", results))]
     if not names:
         return None
@@ -279,7 +279,9 @@ def headline(results: Path | str | None = None) -> Figure | None:
             ends[name] = 100 * history.val_acc.iloc[-1], history.epoch.iloc[-1]
     free, line = 0.0, 0.045 * max(ends.values())[0]  # above the label below; the height of a line
     for name, (end, epoch) in sorted(ends.items(), key=lambda item: item[1]):
-        text = label(find(name)).replace(", ", ",\n", 1)
+        text = label(find(name))
+        if len(text) > 24:
+            text = text.replace(", ", ",\n", 1)
         half = line * (1 + text.count("\n")) / 2
         place = max(end, free + half)
         free = place + half
@@ -303,36 +305,6 @@ def headline(results: Path | str | None = None) -> Figure | None:
     return fig
 
 
-def what_else(results: Path | str | None = None) -> Figure | None:
-    """What the plain VGG38 learns beside the repaired ones: training loss and validation accuracy by epoch.
-
-    It shows runs of 100 epochs if the plain net's is among them, else those of five. None without records.
-    """
-    story = ["vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2", "vgg38-skipinit", "vgg38-delta-orthogonal-lr4e-4"]
-    story += [MENDED.name, MENDED_68.name]
-    suffix = "" if recorded(MENDED.name, results) == MENDED.name else "-5ep"
-    names = [n + suffix for n in story if recorded(n, results) == n + suffix]
-    if not names:
-        return None
-    fig = Figure(figsize=(9.5, 3.8))
-    for axes, metric, scale in zip(fig.subplots(1, 2), ("train_loss", "val_acc"), (1, 100), strict=True):
-        for name in names:
-            colour, marker = look(name)
-            for seed, history in records.load_series(name, "history.csv", results).groupby("seed"):
-                style = dict(color=colour, marker=marker, ms=4, lw=1.3, markevery=max(1, len(history) // 10))
-                axes.plot(history.epoch, scale * history[metric], label=in_lines(name) if seed == 0 else None, **style)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("epoch")
-    loss, acc = fig.axes
-    loss.axhline(np.log(100), color="0.6", lw=0.8, ls=":")
-    loss.set(ylabel="cross-entropy (nats)", title="Training loss (dotted: guessing, ln 100)")
-    acc.axhline(1, color="0.6", lw=0.8, ls=":")
-    acc.set(ylabel="accuracy (%)", title="Validation accuracy (dotted: guessing)", ylim=(0, None))
-    fig.legend(*acc.get_legend_handles_labels(), frameon=False, loc="outside right center")
-    stamp(fig, names, results)
-    return fig
-
-
 def histories(
     panels: dict[str, dict[str, str]], metric: str = "loss", results: Path | str | None = None
 ) -> Figure | None:
@@ -341,16 +313,19 @@ def histories(
     Training dashed, validation solid, one colour a label, a line a seed; what has no record says so in the legend.
     """
     fig, drawn = Figure(figsize=(max(9.5, 4.2 * len(panels)), 4)), []
-    for axes, (heading, names) in zip(np.ravel(fig.subplots(1, len(panels))), panels.items(), strict=True):
-        for colour, (text, name) in zip(PALETTE, names.items(), strict=False):
+    colour = dict(zip(dict.fromkeys(text for names in panels.values() for text in names), PALETTE, strict=False))
+    sharing = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (heading, names) in zip(sharing, panels.items(), strict=True):
+        for text, name in names.items():
             history = records.load_series(name, "history.csv", results)
-            axes.plot([], [], color=colour, label=text if len(history) else f"{text}: not measured")
+            axes.plot([], [], color=colour[text], label=text if len(history) else f"{text}: not measured")
             drawn += [name] * bool(len(history))
-            by_epoch(axes, history, metric, colour)
-        axes.set(title=heading, xlabel="epoch", ylabel="cross-entropy (nats)" if metric == "loss" else "accuracy (%)")
-        axes.set_ylim(0, None)
+            by_epoch(axes, history, metric, colour[text])
+        axes.set(title=heading, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    ylabel = ("cross-entropy (nats)" if metric == "loss" else "accuracy (%)") + "; dashed: training"
+    sharing[0].set(ylabel=ylabel, ylim=(0, None))
     if not drawn:
         return None
     stamp(fig, drawn, results)

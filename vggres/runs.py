@@ -294,7 +294,7 @@ _GROUPS += [
     # Five epochs of the nets of the story, for where there is no GPU.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
     ((0,), [replace(run, epochs=5) for run in (MENDED, MENDED_68, _BY_COSINE[1], MUON_68, MUON, *_BY_MUON)]),
-    ((0,), [replace(run, epochs=15, exhibits=()) for run in (MUON, _TABLE_1[-1])]),
+    ((0,), [replace(run, epochs=15, exhibits=()) for run in (MUON, _BY_MUON[1])]),
 ]
 RUNS: dict[str, Run] = {run.name: run for _, group in _GROUPS for run in group}
 QUEUE: list[tuple[Run, int]] = [(run, seed) for seeds, group in _GROUPS for seed in seeds for run in group]

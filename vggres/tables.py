@@ -253,7 +253,6 @@ def readme_table(results: Path | str | None = None) -> str:
     return "\n\n".join([*parts, cost(results)])
 
 
-SHORT = ["vgg08-5ep", "vgg38-5ep", "vgg38-bn-5ep", "vgg38-rc-5ep", "vgg38-bn-rc-5ep"]
 MARKERS = "<!-- table 1 begins: made by `vggres tables --readme README.md` -->", "<!-- table 1 ends -->"
 
 
