@@ -293,7 +293,7 @@ _GROUPS += [
     ((0,), [Run("resnet18", dataset="cifar10", augment=False, **RESNET, exhibits=("C/Day 10",))]),
     # Five epochs of the nets of the story, for where there is no GPU.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
-    ((0,), [replace(run, epochs=5) for run in (MENDED, MENDED_68, _BY_COSINE[1], MUON_68, MUON, *_BY_MUON)]),
+    ((0,), [replace(run, epochs=5) for run in (*_FIXES, MENDED_68, _BY_COSINE[1], MUON_68, *_BY_MUON)]),
     ((0,), [replace(run, epochs=15, exhibits=()) for run in (MUON, _BY_MUON[1])]),
 ]
 RUNS: dict[str, Run] = {run.name: run for _, group in _GROUPS for run in group}
