@@ -186,7 +186,7 @@ assert abs(ends["248 layers, Muon"] - ends["38 layers, Muon"]) < 0.4 and ends["B
 # by Adam, too (black, dotted against dashed); with orthogonal steps between them (solid) the loss falls faster still,
 # and in 248 layers, at the same rate, as fast. BN + RC gains, too, and stays behind, this early and on these images.
 # What Muon does not do is mend a net: with PyTorch's weights and slope (red) VGG38 guesses, however long its steps. To
-# its head all images are one and the same (chapter 01), and no step tells them apart.
+# its head all images are one and the same (chapter 01), and these steps do not tell them apart.
 #
 # ## Replay: what is measured on CIFAR-100
 #

@@ -11,7 +11,7 @@ import pytest
 
 from vggres import figures, records
 from vggres.errors import UserError
-from vggres.runs import RUNS
+from vggres.runs import MENDED, MENDED_68, RUNS
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "figures"
@@ -120,6 +120,18 @@ def test_an_exhibit_that_is_not_measured_is_not_drawn(tmp_path):
 def test_every_network_of_the_story_has_its_own_colour_and_marker():
     colours, markers = zip(*figures.STYLE.values(), strict=True)
     assert len(set(colours)) == len(set(markers)) == len(figures.STYLE)
+
+
+def test_runs_of_the_story_keep_their_colours_and_runs_that_look_alike_do_not():
+    story = ["vgg38-5ep", "vgg38-bn-5ep", f"{MENDED.name}-5ep", f"{MENDED_68.name}-5ep"]
+    assert figures.colours(story) == [figures.look(name)[0] for name in story]
+    fig = figures.curves(story)
+    assert {len(line.get_xdata()) for axes in fig.axes for line in axes.lines} == {0, 2, 5}, "guessing has two points"
+    history = records.load_series("vgg38-bn-5ep", "history.csv").query("seed == 0")
+    for axes, values in zip(fig.axes, (history.train_loss, 100 * history.val_acc), strict=True):
+        (own,) = (line for line in axes.lines if np.array_equal(line.get_ydata(), values))
+        assert own.get_color() == figures.look("vgg38-bn")[0]
+    assert len(set(figures.colours(["vgg38-resnet", "vgg38-resnet-wd1e-3", "vgg16-bn-rc-wd1e-3-batch264-300ep"]))) == 3
 
 
 def test_histories_show_each_seed_and_say_what_is_not_measured():

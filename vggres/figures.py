@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from vggres import records
 from vggres.errors import UserError
 from vggres.files import write_atomically
-from vggres.runs import MENDED, MENDED_68, MUON, MUON_68, find, versions
+from vggres.runs import MENDED, MENDED_68, MUON, MUON_68, MUON_BN_RC, find, versions
 from vggres.tables import label, reported
 
 matplotlib.rcParams |= {
@@ -43,7 +43,7 @@ STYLE = {
     MENDED_68.name: ("0.45", "h"),
     MUON.name: ("#5b0a91", "<"),
     MUON_68.name: ("#9c7fd1", ">"),
-    "vgg38-bn-rc-muon-lr2e-2": ("#003f66", "d"),
+    MUON_BN_RC.name: ("#003f66", "d"),
 }
 # Exhibits of the reports: how each is drawn, and from which runs.
 EXHIBITS = {
@@ -260,7 +260,7 @@ def headline(results: Path | str | None = None) -> Figure | None:
     """
     full = ["vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2", MENDED.name]
     whole = all(recorded(n, results) == n for n in full)
-    full += [MUON.name, MUON_68.name, "vgg38-bn-rc-muon-lr2e-2"]
+    full += [MUON.name, MUON_68.name, MUON_BN_RC.name]
     short = [versions(name)[-1] for name in full]
     names = [n for n in (full if whole else short) if len(records.load_series(n, "history.csv", results))]
     if not names:
@@ -310,7 +310,8 @@ def histories(
 ) -> Figure | None:
     """The "loss" (nats) or "acc" (%) of runs by epoch, in panels: title -> label -> run. None if none is recorded.
 
-    Training dashed, validation solid, one colour a label, a line a seed; what has no record says so in the legend.
+    Training dashed, validation solid, a line a seed; a label has one colour in all panels, and they have one scale.
+    What has no record says so in the legend.
     """
     fig, drawn = Figure(figsize=(max(9.5, 4.2 * len(panels)), 4)), []
     colour = dict(zip(dict.fromkeys(text for names in panels.values() for text in names), PALETTE, strict=False))

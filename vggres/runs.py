@@ -163,8 +163,9 @@ _BY_COSINE = [  # the slopes at which it is 0.9, for 37 and for 67 layers (Zhang
     replace(MENDED, slope=0.36),
     replace(MENDED, model="vgg68", slope=0.49),
 ]
-# The optimiser alone, and beside other remedies.
-_BY_MUON = [Run(model, optimizer="muon", lr=2e-2) for model in ("vgg38", "vgg38-bn-rc", "vgg38-skipinit")]
+# The same steps where a net is repaired otherwise, or not at all.
+MUON_BN_RC = Run("vgg38-bn-rc", optimizer="muon", lr=2e-2)
+_BY_MUON = [replace(MUON_BN_RC, model="vgg38"), MUON_BN_RC, replace(MUON_BN_RC, model="vgg38-skipinit")]
 _CHANGED = [
     replace(MENDED, init=init, slope=slope, lr=lr)
     for init, slope, lr in product(("default", "delta-orthogonal"), (0.01, 0.6), (1e-3, 4e-4))
@@ -294,7 +295,7 @@ _GROUPS += [
     # Five epochs of the nets of the story, for where there is no GPU.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
     ((0,), [replace(run, epochs=5) for run in (*_FIXES, MENDED_68, _BY_COSINE[1], MUON_68, *_BY_MUON)]),
-    ((0,), [replace(run, epochs=15, exhibits=()) for run in (MUON, _BY_MUON[1])]),
+    ((0,), [replace(run, epochs=15) for run in (MUON, MUON_BN_RC)]),
 ]
 RUNS: dict[str, Run] = {run.name: run for _, group in _GROUPS for run in group}
 QUEUE: list[tuple[Run, int]] = [(run, seed) for seeds, group in _GROUPS for seed in seeds for run in group]
