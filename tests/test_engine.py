@@ -103,7 +103,13 @@ def test_dropout_is_drawn_from_the_key_alone_and_other_nets_leave_the_generator_
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize(
     "name, optimizer",
-    [("resnet18", "sgd"), ("resnet18-dropout", "sgd"), ("basenet-6", "sgd"), ("vgg16-bn-rc", "muon")],
+    [
+        ("resnet18", "sgd"),
+        ("resnet18-dropout", "sgd"),
+        ("basenet-6", "sgd"),
+        ("vgg16-bn-rc", "muon"),
+        ("vgg08", "adam-two-rates"),
+    ],
 )
 def test_other_optimizers_and_dropout_are_captured_as_they_are_stepped(synthetic, name, optimizer, monkeypatch):
     cuda = torch.device("cuda")

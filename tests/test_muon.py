@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from vggres.errors import UserError
 from vggres.models import build
-from vggres.muon import TOGETHER, Muon, orthogonal
+from vggres.muon import SHARE, TOGETHER, Muon, TwoRates, orthogonal
 from vggres.runs import Run
 
 
@@ -46,6 +46,23 @@ def test_convolutions_but_the_first_share_what_they_move_and_the_others_as_by_ad
             assert (moved[name] * expected).sum() > 0, name  # both go down
         else:
             assert torch.allclose(moved[name], expected, rtol=1e-4), name
+
+
+def test_adam_at_two_rates_moves_the_convolutions_but_the_first_by_their_share():
+    ours, theirs = build("vgg08", 0, "delta-orthogonal", 0.6), build("vgg08", 0, "delta-orthogonal", 0.6)
+    moved = step(ours, TwoRates(ours.parameters(), torch.tensor(1e-2), fused=True))
+    for name, expected in step(theirs, torch.optim.Adam(theirs.parameters(), 1e-2)).items():
+        share = SHARE / 6 if expected.ndim == 4 and not name.startswith("entry") else 1
+        assert torch.allclose(moved[name], share * expected, rtol=1e-3, atol=1e-8), name
+
+
+@pytest.mark.parametrize("make", [Muon, TwoRates])
+def test_a_net_without_a_middle_to_train_is_refused(make):
+    frozen = build("vgg08", 0).requires_grad_(False)
+    frozen.head.requires_grad_(True)
+    for net in (build("basenet-0", 0), frozen):
+        with pytest.raises(UserError, match="more than one convolution is trained"):
+            make(net.parameters(), 1e-2)
 
 
 def test_its_steps_build_up_momentum():

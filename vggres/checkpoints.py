@@ -106,8 +106,9 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, say) -> State | No
         )
     engine.net.load_state_dict(saved["net"])
     engine.optimizer.load_state_dict(saved["optimizer"])
-    if "capturable" in (group := engine.optimizer.param_groups[0]):
-        group["capturable"] = engine.device.type == "cuda"  # whatever wrote the checkpoint
+    for group in engine.optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = engine.device.type == "cuda"  # whatever wrote the checkpoint
     state = State(**saved["state"])
     state.resumes += 1
     if damaged:  # or the next `save` would put the damaged one in the place of the whole one

@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from vggres.data import Images, Plan
 from vggres.errors import UserError
-from vggres.muon import Muon
+from vggres.muon import Muon, TwoRates
 
 WARM_UP = 3  # eager steps before a capture: they choose cuDNN's algorithms and allocate what lasts
 
@@ -67,7 +67,8 @@ class Engine:
         net: moved to the device in place; its LeakyReLUs then overwrite their input.
         lr, weight_decay: the step size and a coupled L2 decay.
         device, precision: see `pick_device` and `pick_precision`.
-        optimizer: "adam" (Kingma and Ba, 2015) as in `torch.optim`, "sgd", with momentum 0.9, or "muon", see `Muon`.
+        optimizer: "adam" (Kingma and Ba, 2015) as in `torch.optim`, "sgd", with momentum 0.9, "muon" or
+            "adam-two-rates", see `Muon` and `TwoRates`.
 
     It sets for the whole process: on CUDA cuDNN's choice of algorithms by trial, and no TF32; on a CPU that the C
     library keeps freed memory.
@@ -93,6 +94,7 @@ class Engine:
             "adam": (torch.optim.Adam, {"capturable": on_gpu}),
             "sgd": (torch.optim.SGD, {"momentum": 0.9}),
             "muon": (Muon, {"capturable": on_gpu}),
+            "adam-two-rates": (TwoRates, {"capturable": on_gpu}),
         }[optimizer]
         self.optimizer = make(
             net.parameters(), torch.tensor(lr, device=device), weight_decay=weight_decay, fused=True, **options

@@ -1,10 +1,46 @@
-"""`Muon`: steps for deep nets, each a (nearly) orthogonal matrix times the rate."""
+"""Steps for deep nets: `Muon`, each a (nearly) orthogonal matrix times the rate; `TwoRates`, to hold against it."""
 
 import torch
 from torch import Tensor
 
+from vggres.errors import UserError
+
 MOMENTUM = 0.95
 TOGETHER = 3.6  # times the rate: how far a step moves all convolutions together, each in the spectral norm
+SHARE = 0.18  # times the rate: what Adam's rates of all these convolutions add up to
+
+
+def ends_and_middle(params) -> tuple[list[Tensor], list[Tensor]]:
+    """All convolutions but the first, whose changes multiply, are the middle; all else, biases and norms too, the ends.
+
+    Args:
+        params: in the order of the layers.
+
+    Raises:
+        UserError: there is no middle that could be trained.
+    """
+    params = list(params)
+    middle = [p for p in params if p.ndim == 4 and p.requires_grad][1:]
+    if not middle:
+        raise UserError("muon and adam-two-rates are for nets of which more than one convolution is trained; take adam")
+    return [p for p in params if not any(p is q for q in middle)], middle
+
+
+class TwoRates(torch.optim.Adam):
+    """Adam, at 0.18 / L of the rate for all convolutions but the first, L in number: what is left of `Muon` without its
+    orthogonal matrices. The number is our choice, 1e-4 where the rate is 2e-2 and L is VGG38's 36.
+
+    Args: as `Muon`'s.
+    """
+
+    def __init__(self, params, lr: Tensor | float, **options):
+        ends, middle = ends_and_middle(params)
+        super().__init__([{"params": ends}, {"params": middle}], lr, **options)
+
+    def step(self, closure=None) -> None:
+        ends, middle = self.param_groups
+        middle["lr"] = ends["lr"] * SHARE / len(middle["params"])
+        super().step()
 
 
 class Muon(torch.optim.Adam):
@@ -22,10 +58,8 @@ class Muon(torch.optim.Adam):
     """
 
     def __init__(self, params, lr: Tensor | float, **options):
-        params = list(params)
-        self.matrices = [p for p in params if p.ndim == 4][1:]
-        mine = set(map(id, self.matrices))
-        super().__init__([p for p in params if id(p) not in mine], lr, **options)
+        ends, self.matrices = ends_and_middle(params)
+        super().__init__(ends, lr, **options)
         self.add_param_group({"params": self.matrices})
         for p in self.matrices:  # a step, too, since Adam asks for one where a state is loaded
             self.state[p] = {"step": torch.zeros((), device=p.device), "momentum": torch.zeros_like(p)}

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from vggres.errors import UserError
 
 Schedule = Literal["cosine-epoch", "cosine-step", "step30"]
-Optimizer = Literal["adam", "sgd", "muon"]
+Optimizer = Literal["adam", "sgd", "muon", "adam-two-rates"]
 Normalise = Literal["course", "own", "none"]
 Trained = Literal["all", "last"]
 
@@ -27,7 +27,7 @@ class Run:
         epochs, batch: passes over the training set, and images a step.
         lr, lr_end: the step size at the start and, of a cosine, at the end.
         weight_decay: the coefficient of a coupled L2 term.
-        optimizer: "adam", "sgd" with momentum 0.9, or "muon", see `muon.Muon`.
+        optimizer: "adam", "sgd" with momentum 0.9, "muon" or "adam-two-rates", see `muon`.
         schedule: which of the two meanings of "cosine annealing", or steps down; see `lr_at`.
         augment: random crop of 32 after zero padding by 4, and horizontal flip.
         limit: use only this many training images (None: all); for short runs in tests and chapters.
@@ -159,6 +159,8 @@ MENDED = Run("vgg38", init="delta-orthogonal", slope=0.6, lr=4e-4)
 MENDED_68 = replace(MENDED, model="vgg68", slope=0.69, lr=2e-4)
 # Both with orthogonal steps instead of Adam's.
 MUON, MUON_68 = (replace(run, optimizer="muon", lr=2e-2) for run in (MENDED, MENDED_68))
+# What of that is the two rates, what the orthogonal steps?
+TWO_RATES = replace(MUON, optimizer="adam-two-rates")
 _BY_COSINE = [  # the slopes at which it is 0.9, for 37 and for 67 layers (Zhang et al., 2022)
     replace(MENDED, slope=0.36),
     replace(MENDED, model="vgg68", slope=0.49),
@@ -174,6 +176,7 @@ _CHANGED = [
 _FIXES = [MENDED, MUON, Run("vgg38-skipinit")]
 _ASKED = [
     *_CHANGED,
+    TWO_RATES,
     *(Run("vgg38", init=init, lr=1e-4) for init in ("he", "delta-orthogonal")),
     MENDED_68,
     MUON_68,
@@ -294,7 +297,7 @@ _GROUPS += [
     ((0,), [Run("resnet18", dataset="cifar10", augment=False, **RESNET, exhibits=("C/Day 10",))]),
     # Five epochs of the nets of the story, for where there is no GPU.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
-    ((0,), [replace(run, epochs=5) for run in (*_FIXES, MENDED_68, _BY_COSINE[1], MUON_68, *_BY_MUON)]),
+    ((0,), [replace(run, epochs=5) for run in (*_FIXES, TWO_RATES, MENDED_68, _BY_COSINE[1], MUON_68, *_BY_MUON)]),
     ((0,), [replace(run, epochs=15) for run in (MUON, MUON_BN_RC)]),
 ]
 RUNS: dict[str, Run] = {run.name: run for _, group in _GROUPS for run in group}

@@ -40,7 +40,7 @@ def label(run: Run) -> str:
     model, *variant = run.model.split("-")
     words = {"bn": "BN", "rc": "RC", "resnet": "ResNet", "sigmoid": "sigmoid", "skipinit": "SkipInit"}
     notes = [run.init] * (run.init != "default") + [f"slope {run.slope:g}"] * (run.slope != 0.01)
-    notes += [run.optimizer.capitalize()] * (run.optimizer != "adam")
+    notes += [run.optimizer.capitalize().replace("-", ", ", 1).replace("-", " ")] * (run.optimizer != "adam")
     return ", ".join([" ".join([model.upper(), " + ".join(words[v] for v in variant)]).strip(), *notes])
 
 
