@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -122,6 +123,25 @@ def test_the_queue_trains_what_has_no_record_the_most_important_first(train, res
     seen.clear()
     assert train("vgg38", "vgg08", "--missing", "--seed", 0).exit_code == 0
     assert seen == [("vgg08", 0)]
+
+
+def test_the_queue_passes_over_what_has_no_dataset_here(train, root, monkeypatch):
+    seen = []
+
+    def steps(run, seed, *_):
+        seen.append(run.dataset)
+        yield 1
+        return {"result": dict(test_acc=0.5, val_acc=0.5, epochs=5, best_epoch=5)}
+
+    monkeypatch.setattr(queue, "steps", steps)
+    shutil.rmtree(root / data.SPECS["cifar10"].folder)
+    done = train("--missing")
+    assert done.exit_code == 3 and "passed over: what needs cifar10; `vggres data" in done.stderr
+    waiting = [run for run, _ in QUEUE if run.dataset == "cifar10"]
+    left = f"left: {len(waiting)} of {len(QUEUE)} runs, {sum(run.epochs for run in waiting)} epochs"
+    assert set(seen) == {"cifar100", "cifar100-30"} and left in done.stderr
+    shutil.rmtree(root / data.SPECS["cifar100"].folder)
+    refused(train("--missing"), "no cifar100 in", "vggres data")
 
 
 def test_when_the_time_is_up_no_run_is_begun_and_what_is_left_is_told(train, monkeypatch):

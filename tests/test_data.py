@@ -124,6 +124,13 @@ def test_a_layouts_own_folder_will_do(tmp_path, monkeypatch):
     assert read_all(data.load("cifar100", folder)) == read_all(data.load("cifar100", tmp_path))
 
 
+def test_a_python_layouts_own_folder_is_converted_once(tmp_path, monkeypatch):
+    folder = write_small_python(monkeypatch, tmp_path)
+    loaded = read_all(data.load("cifar100", folder))
+    monkeypatch.setattr(data, "_convert", lambda *_: pytest.fail("converted again"))
+    assert read_all(data.load("cifar100", folder)) == loaded
+
+
 def test_the_environment_names_the_folder(tmp_path, monkeypatch):
     write_small(monkeypatch, tmp_path)
     monkeypatch.setenv("VGGRES_DATA", str(tmp_path))
@@ -235,7 +242,9 @@ def test_the_few_that_train_are_those_of_the_smallest_hashes_of_each_class(tmp_p
 def test_the_genuine_few_are_3000():
     spec = data.SPECS["cifar100-30"]
     assert spec.images_a_class * spec.classes == 3000 and spec.digests == data.SPECS["cifar100"].digests
-    assert [data.classes(name) for name in ("cifar100", "cifar100-30", "cifar10", "synthetic")] == [100, 100, 10, 100]
+    names = ("cifar100", "cifar100-30", "cifar10", "synthetic")
+    assert [data.classes(name) for name in names] == [100, 100, 10, 100]
+    assert [data.training_images(name) for name in names] == [47_500, 3_000, 47_500, 5_000]
 
 
 @pytest.mark.parametrize("normalise", ["own", "none", "course"])

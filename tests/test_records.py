@@ -142,6 +142,16 @@ def test_a_changed_or_missing_file_is_named(results, folder, file):
     assert any(f"{file} is missing" in p for p in problems)
 
 
+@pytest.mark.parametrize("part", ["run", "files", "result", "git"])
+def test_a_part_that_is_a_list_is_named_and_the_others_are_still_checked(results, folder, part):
+    other = shutil.copytree(folder, folder.with_name("seed9"))
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {part: []}))
+    problems = records.verify(results)
+    assert any(p.startswith(f"{folder}: is no readable record") for p in problems)
+    assert any(p.startswith(f"{other}: lies in the wrong place") for p in problems)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", "\x00"])
 def test_what_is_no_record_is_named_and_the_others_are_still_checked(results, folder, content):
     other = shutil.copytree(folder, folder.with_name("seed9"))

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -238,6 +239,28 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, synthetic, monkeypa
         training.train(run, seed, synthetic, tmp_path, "cpu")
     assert str(ours) in str(e.value) and "\n" not in str(e.value)
     assert ours.read_bytes() == content
+
+
+def test_a_checkpoint_or_a_record_of_other_images_is_refused(tmp_path, synthetic, monkeypatch):
+    other = replace(synthetic, digests=dict.fromkeys(synthetic.digests, "other"))
+    path = stop(tmp_path, synthetic, 5) / "checkpoint.pt"
+    content = path.read_bytes()
+    with pytest.raises(UserError, match=r"other images.*delete"):
+        training.train(SMALL, 0, other, tmp_path, "cpu")
+    assert path.read_bytes() == content
+    training.train(SMALL, 0, synthetic, tmp_path, "cpu")
+    untrained(monkeypatch)
+    with pytest.raises(UserError, match="record of other images"):
+        training.train(SMALL, 0, other, tmp_path, "cpu")
+
+
+def test_what_a_process_left_that_was_killed_while_it_wrote_is_taken_away(tmp_path, synthetic):
+    run = find("vgg08").tiny(limit=100, epochs=1)
+    folder = records.folder_of(tmp_path, run.name, 0)
+    folder.mkdir(parents=True)
+    (folder / "checkpoint-next.ptabc.tmp").write_bytes(b"half")
+    training.train(run, 0, synthetic, tmp_path, "cpu")
+    assert not list(folder.glob("*.tmp"))
 
 
 def test_a_second_process_on_the_same_run_is_refused(tmp_path, synthetic, monkeypatch):

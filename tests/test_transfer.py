@@ -193,3 +193,18 @@ def test_the_command_refuses_in_one_line(pictures, file, tmp_path):
     other = tmp_path / "other.pth"
     torch.save(build("vgg08").state_dict(), other)
     refused(transfer(pictures, results, "--weights", other), "other", "resnet18-224")
+    refused(transfer(pictures, results, "--weights", "none", "--seed", -1), "--seed", "-1")
+    refused(transfer(pictures, results, "--weights", "none", "--size", 0), "--size", "32")
+
+
+def test_another_file_of_the_same_name_is_not_taken_for_the_one_that_was_trained_from(pictures, file, tmp_path):
+    results = tmp_path / "results"
+    assert transfer(pictures, results, "--weights", file).exit_code == 0
+    other = tmp_path / file.name
+    torch.save(build("resnet18-224", seed=5).state_dict(), other)
+    refused(transfer(pictures, results, "--weights", other), "record of other images or other weights")
+
+
+def test_photographs_have_no_limit(pictures):
+    with pytest.raises(UserError, match="whole"):
+        photographs.load(pictures, 32).subset(4)

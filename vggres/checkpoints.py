@@ -4,7 +4,7 @@ import hashlib
 import io
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class State:
     diverged: bool = False
     wall_s: float = 0.0
     resumes: int = 0
+    digests: dict[str, str] = field(default_factory=dict)  # of the images; none in an older checkpoint
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     git: list[dict] = field(default_factory=list)  # one entry a commit that trained a part of it
 
@@ -57,20 +58,21 @@ def checkpoints(folder: Path) -> tuple[Path, Path]:
 
 def save(folder: Path, run: Run, seed: int, engine: Engine, state: State) -> None:
     """Write the newest checkpoint, keeping the one before. The file is a SHA-256 and what `torch.save` gives."""
-    content = io.BytesIO()
+    buffer = io.BytesIO()
     torch.save(
         {
             "run": run.to_dict(),
             "seed": seed,
-            "state": asdict(state),
+            "state": vars(state),
             "net": engine.net.state_dict(),
             "optimizer": engine.optimizer.state_dict(),
         },
-        content,
+        buffer,
     )
     newest, previous = checkpoints(folder)
     following = folder / "checkpoint-next.pt"  # whole before the others are touched
-    write_atomically(following, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+    content = buffer.getvalue()
+    write_atomically(following, hashlib.sha256(content).digest() + content)
     if newest.exists():
         os.replace(newest, previous)
     os.replace(following, newest)
@@ -79,19 +81,23 @@ def save(folder: Path, run: Run, seed: int, engine: Engine, state: State) -> Non
 def newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict | None, list[Path]]:
     """The newest whole checkpoint in a folder (None if there is none), and those newer ones that are damaged."""
     damaged = []
-    for path in (path for path in checkpoints(folder) if path.exists()):
-        digest, content = path.read_bytes()[:32], path.read_bytes()[32:]
-        if hashlib.sha256(content).digest() == digest:
-            return torch.load(io.BytesIO(content), map_location=device, weights_only=True) | {"path": path}, damaged
+    for path in checkpoints(folder):
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        if hashlib.sha256(content[32:]).digest() == content[:32]:
+            whole = torch.load(io.BytesIO(content[32:]), map_location=device, weights_only=True)
+            return whole | {"path": path}, damaged
         damaged.append(path)
     return None, damaged
 
 
-def resume(folder: Path, run: Run, seed: int, engine: Engine, say) -> State | None:
+def resume(folder: Path, run: Run, seed: int, engine: Engine, digests: dict[str, str], say) -> State | None:
     """Put the engine where the newest whole checkpoint left it; None if there is none to resume.
 
     Raises:
-        UserError: the checkpoint is of other settings, or all checkpoints are damaged.
+        UserError: the checkpoint is of other settings or other images, or all checkpoints are damaged.
     """
     saved, damaged = newest(folder, engine.device)
     if saved is None:
@@ -110,6 +116,8 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, say) -> State | No
         if "capturable" in group:
             group["capturable"] = engine.device.type == "cuda"  # whatever wrote the checkpoint
     state = State(**saved["state"])
+    if state.digests not in ({}, digests):
+        raise UserError(f"{saved['path']} is of other images; delete it to begin anew, or choose another --results")
     state.resumes += 1
     if damaged:  # or the next `save` would put the damaged one in the place of the whole one
         os.replace(saved["path"], damaged[0])

@@ -1,7 +1,7 @@
 """The command line: `vggres list | data | train | transfer | evaluate | tables | figures | verify`.
 
-Exit status: 0 done, 1 `verify` found a problem, 2 bad input, 3 the time was up before the last epoch,
-130 interrupted.
+Exit status: 0 done, 1 `verify` found a problem, 2 bad input, 3 the time was up before the last epoch or a run was
+passed over, 130 interrupted.
 """
 
 import sys
@@ -38,7 +38,9 @@ class OneLine(TyperGroup):
             typer.echo(message if "\n" in message else f"vggres: {message.rstrip('.')}; see --help", err=True)
             status = e.exit_code
         if status == 130:
-            typer.echo("vggres: interrupted; the same command goes on from the last whole epoch", err=True)
+            typer.echo(
+                "vggres: interrupted; the same command goes on from the last whole epoch", err=True
+            )
         sys.exit(status or 0)
 
 
@@ -130,9 +132,6 @@ def train(
     from vggres import queue
     from vggres.engine import pick_device
 
-    for k in seed or []:
-        if not 0 <= k < 2**63:
-            raise UserError(f"--seed must be from 0 to 2**63 - 1, not {k}")
     if minutes is not None and not minutes > 0:
         raise UserError(f"--minutes must be positive, not {minutes}")
     if together < 1:
@@ -176,7 +175,7 @@ def transfer(
     ] = "imagenet",
     last_layer: Annotated[bool, typer.Option("--last-layer", help="Train the last layer only.")] = False,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
-    size: Annotated[int, typer.Option(help="Height and width of the images in pixels.")] = 224,
+    size: Annotated[int, typer.Option(min=32, help="Height and width of the images in pixels.")] = 224,
     seed: Annotated[int, typer.Option(help="Of the last layer, the order of the images and their crops.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
 ):
@@ -261,7 +260,3 @@ def verify(results: Results):
     if problems:
         raise typer.Exit(1)
     typer.echo(f"{len(records.folders(results))} records are whole")
-
-
-if __name__ == "__main__":
-    app()

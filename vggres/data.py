@@ -118,7 +118,9 @@ class Data:
 
     def subset(self, n: int) -> "Data":
         """The same with at most `n` training, `n // 2` validation and `n // 2` test images, balanced by class."""
-        sizes = {"train": n, "val": n // 2, "test": n // 2}
+        if self.redraw:
+            raise DataError(f"{self.name}: a folder of photographs is used whole, without a limit")
+        sizes = {"train": n, "val": max(1, n // 2), "test": max(1, n // 2)}
         return replace(self, **{split: _balanced(getattr(self, split), size) for split, size in sizes.items()})
 
 
@@ -167,8 +169,18 @@ def classes(name: str) -> int:
     return SPECS[name].classes if name in SPECS else 100
 
 
+def training_images(name: str) -> int:
+    """How many images of a dataset train, the validation set apart; known without reading it."""
+    if name not in SPECS:
+        return 5000
+    spec = SPECS[name]
+    return spec.images_a_class * spec.classes if spec.images_a_class else spec.counts["train"] * 19 // 20
+
+
 def available(name: str = "cifar100", root: Path | str | None = None) -> bool:
     """Whether `load` would find the dataset (not whether it is intact)."""
+    if name == "synthetic":
+        return True
     try:
         _find(name, Path(root) if root is not None else default_root())
     except DataError:
@@ -208,18 +220,20 @@ def fetch(name: str = "cifar100", root: Path | str | None = None) -> Path:
     if not available(name, root):
         from torchvision import datasets
 
+        theirs = set(root.glob("*.tar.gz"))
         try:
             root.mkdir(parents=True, exist_ok=True)
             getattr(datasets, SPECS[name].torchvision)(root, download=True)
         except (OSError, RuntimeError) as e:
             raise DataError(f"{name} could not be downloaded to {root}: {e}") from e
-        (root / f"{SPECS[name].python_folder}.tar.gz").unlink(missing_ok=True)
+        for archive in set(root.glob("*.tar.gz")) - theirs:
+            archive.unlink()
     return _find(name, root)
 
 
 def _find(name: str, root: Path) -> Path:
     spec = SPECS[name]
-    for folder in (root / spec.folder, root):
+    for folder in (root / spec.folder, root, root.parent / spec.folder):  # the last: converted before
         if all((folder / f).is_file() for files in spec.files.values() for f in files):
             return folder
     for folder in (root / spec.python_folder, root):

@@ -24,15 +24,11 @@ from vggres.muon import Muon, TwoRates
 WARM_UP = 3  # eager steps before a capture: they choose cuDNN's algorithms and allocate what lasts
 
 
-class DeviceError(UserError):
-    """The device asked for is unknown or absent."""
-
-
 def pick_device(name: str = "auto") -> torch.device:
     """ "auto" is CUDA where there is a GPU, else the CPU.
 
     Raises:
-        DeviceError: unknown, or not on this machine.
+        UserError: unknown, or not on this machine.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -41,9 +37,9 @@ def pick_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"no device is called {name!r}; use auto, cpu, cuda or cuda:1")
+        raise UserError(f"no device is called {name!r}; use auto, cpu, cuda or cuda:1")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(
+        raise UserError(
             f"{name!r} was asked for, but this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
         )
     return device

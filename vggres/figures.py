@@ -132,11 +132,6 @@ def title(name: str) -> str:
     return label(run) + (f" ({', '.join(notes)})" if notes else "")
 
 
-def in_lines(name: str) -> str:
-    """`title` for a legend: what differs from the recipe in a line below the network."""
-    return title(name).replace(" (", "\n").rstrip(")")
-
-
 def curves(
     names: list[str], results: Path | str | None = None, report: str = "A", missing: Sequence[str] = ()
 ) -> Figure:
@@ -150,7 +145,7 @@ def curves(
     told = told[(told.report == report) & told.run.isin(names) & told.metric.isin(["val_loss", "val_acc"])]
     for name, colour in zip(names, colours(names), strict=True):
         for axes, metric, scale in ((loss, "loss", 1), (acc, "acc", 100)):
-            axes.plot([], [], color=colour, label=in_lines(name))
+            axes.plot([], [], color=colour, label=title(name).replace(" (", "\n").rstrip(")"))
             stars = scale * told[(told.run == name) & (told.metric == f"val_{metric}")].value
             axes.plot([find(name).epochs] * len(stars), stars, "*", color=colour, ms=9, mec="black", mew=0.6)
             by_epoch(axes, records.load_series(name, "history.csv", results), metric, colour)
@@ -232,13 +227,12 @@ def settings(
         axes.plot(100 * stars, [i] * len(stars), marker="*", ms=10, color="white", **marks)
         axes.plot(100 * dots, [i] * len(dots), marker="o", ms=5, color=PALETTE[0], **marks)
     axes.plot([], [], marker="*", ms=10, color="white", label=f"reported ({report})", **marks)
-    axes.plot([], [], marker="o", ms=5, color=PALETTE[0], label="measured here, a dot a seed", **marks)
     axes.set(xlabel="validation accuracy (%)", xlim=(0, None), ylim=(len(names) - 0.5, -0.5))
     axes.set_yticks(range(len(names)), [title(name) for name in names])
-    axes.legend(frameon=False, loc="lower left")
-    have = [name for name in names if name in set(runs.run)]
-    if have:
+    if have := [name for name in names if name in set(runs.run)]:
+        axes.plot([], [], marker="o", ms=5, color=PALETTE[0], label="measured here, a dot a seed", **marks)
         stamp(fig, have, results)
+    axes.legend(frameon=False, loc="lower left")
     return fig
 
 
@@ -344,7 +338,7 @@ def stamp(
     runs = records.load_runs(results)
     runs = runs[runs.run.isin(names) & ((seed is None) | (runs.seed == seed))]
     seeds = ", ".join(str(s) for s in sorted(runs.seed.unique()))
-    each = "single run" if len(runs) == len(names) else f"n = {len(runs)} in all"
+    each = "single run" if len(runs) == len(set(names)) else f"n = {len(runs)} in all"
     commits, devices = (", ".join(sorted(set(c))) for c in (runs.commit.str[:7], runs.device + ", " + runs.precision))
     digests = runs.set_index("run").digest.items()
     sets = {find(n).dataset.partition("-")[0].replace("cifar", "CIFAR-"): digest[:8] for n, digest in digests}
@@ -367,12 +361,6 @@ def encode(fig: Figure, kind: str, dpi: int = 150) -> bytes:
     return buffer.getvalue()
 
 
-def save(fig: Figure, out: Path, name: str) -> None:
-    """Write NAME.svg and NAME.png."""
-    for kind in ("svg", "png"):
-        write_atomically(out / f"{name}.{kind}", encode(fig, kind))
-
-
 def render(out: Path | str, results: Path | str | None = None):
     """Write every figure that has a record behind it.
 
@@ -380,12 +368,9 @@ def render(out: Path | str, results: Path | str | None = None):
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    fig = headline(results)
-    if fig:
-        save(fig, out, "headline")
-    yield "headline", None if fig else "no run of the story is recorded"
-    for exhibit, (_, names) in EXHIBITS.items():
-        fig = draw(exhibit, results)
-        if fig:
-            save(fig, out, exhibit)
-        yield exhibit, None if fig else f"not measured: {', '.join(names)}"
+    for name in ("headline", *EXHIBITS):
+        fig = draw(name, results) if name in EXHIBITS else headline(results)
+        for kind in ("svg", "png") if fig else ():
+            write_atomically(out / f"{name}.{kind}", encode(fig, kind))
+        runs = EXHIBITS[name][1] if name in EXHIBITS else ["any run of the story"]
+        yield name, None if fig else f"not measured: {', '.join(runs)}"

@@ -1,8 +1,8 @@
 """The networks of reports A and B: one `VGG`, one `Block`; how their weights are initialised; and `build(name)`, for
 the networks of C and D too (`resnets`).
 
-Every convolution here is 3x3, stride 1, padding 1, with 32 filters; unless asked otherwise, the initialisation is
-PyTorch's default, as in the reports.
+Every convolution here is 3x3, stride 1, padding 1, with 32 filters, but for the 1x1 of a projected shortcut; unless
+asked otherwise, the initialisation is PyTorch's default, as in the reports.
 """
 
 import functools
@@ -126,18 +126,8 @@ class VGG(nn.Sequential):
             skip = residual == "all" or (residual == "processing" and not reduce)
             return Block(filters, convs, reduce, norm, skip, project, act, skipinit)
 
-        parts: list[tuple[str, nn.Module]] = [
-            (
-                "entry",
-                nn.Sequential(
-                    OrderedDict(
-                        conv=nn.Conv2d(3, filters, 3, padding=1, bias=False),
-                        norm=nn.BatchNorm2d(filters),
-                        act=act,
-                    )
-                ),
-            )
-        ]
+        entry = OrderedDict(conv=nn.Conv2d(3, filters, 3, padding=1, bias=False), norm=nn.BatchNorm2d(filters), act=act)
+        parts: list[tuple[str, nn.Module]] = [("entry", nn.Sequential(entry))]
         for s in range(1, stages + 1):
             inner = [(f"block{b}", block(reduce=False)) for b in range(1, blocks + 1)]
             parts.append((f"stage{s}", nn.Sequential(OrderedDict([*inner, ("reduce", block(reduce=True))]))))
@@ -254,16 +244,12 @@ def count_parameters(net: nn.Module) -> int:
 
 
 @functools.cache
-def multiply_adds(name: str, size: int = 32) -> int:
-    """Of one image's forward pass through a network, in its convolutions and its linear layers; counted, not computed.
-
-    Args:
-        size: the image's height and width in pixels.
-    """
+def multiply_adds(name: str) -> int:
+    """Of the forward pass of one image of 32x32, in convolutions and linear layers; counted, not computed."""
     counts: list[int] = []
     with torch.device("meta"):
         net = build(name).eval()
         for _, layer in layers(net):
             layer.register_forward_hook(lambda m, inputs, z: counts.append(m.weight.numel() * z[0, 0].numel()))
-        net(torch.zeros(1, 3, size, size))
+        net(torch.zeros(1, 3, 32, 32))
     return sum(counts)

@@ -219,5 +219,6 @@ def slope_for(depth: int, cosine: float = 0.9) -> float:
         UserError: no slope from 0 (ReLU) to 1 (linear) does: so shallow a net keeps them further apart than that.
     """
     if not 0 < cosine <= cosine_after(depth, slope=0.0):
-        raise UserError(f"no slope takes the cosine from 0 to {cosine} in {depth} layers; choose it between 0 and 1")
+        most = cosine_after(depth, slope=0.0)
+        raise UserError(f"no slope takes the cosine from 0 to {cosine} in {depth} layers; choose one up to {most:.2f}")
     return brentq(lambda slope: cosine_after(depth, slope) - cosine, 0.0, 1.0)

@@ -33,7 +33,7 @@ def work_off(
     device: str = "auto",
     minutes: float | None = None,
     together: int = 1,
-    pass_over_claimed: bool = False,
+    pass_over: bool = False,
     say: Callable[[str], None] = lambda line: None,
     tell: Callable[[Job, dict], None] = lambda job, record: None,
 ) -> str | None:
@@ -43,14 +43,19 @@ def work_off(
         root: the folder of the datasets.
         minutes: stop cleanly after this time.
         together: how many at once; more than one only pays on a GPU.
-        pass_over_claimed: leave runs that another process is training to it, and those whose weights to start from
-            are not there yet, instead of raising.
+        pass_over: leave runs that another process is training to it, and those whose dataset or weights to start from
+            are not there, instead of raising.
         say: is called with a line for the user; `tell` with each job that ends and its record.
 
-    Returns: what is left when the time is up, and how long it would take at this pace; None if nothing is.
+    Returns: what is left when the time is up or was passed over, and how long it would take at this pace; None if
+    nothing is.
     """
-    began, worked = time.monotonic(), 0
+    began, worked, left, total = time.monotonic(), 0, dict.fromkeys(jobs), len(jobs)
     cost = {run.model: multiply_adds(run.model) for run, _ in jobs}
+    absent = dict.fromkeys(run.dataset for run, _ in jobs if not data.available(run.dataset, root))
+    if pass_over and absent and (have := [job for job in jobs if job[0].dataset not in absent]):
+        say(f"passed over: what needs {', '.join(absent)}; `vggres data --dataset` fetches it")
+        jobs = have
     load = functools.cache(lambda dataset: data.load(dataset, root))
 
     def seconds_left() -> float:
@@ -72,13 +77,12 @@ def work_off(
         except StopIteration as end:
             return end.value
         except (Claimed, NoWeights) as e:
-            if not pass_over_claimed:
+            if not pass_over:
                 raise
             say_of_it(f"passed over: {e}")
         finally:
             inner.close()
 
-    left = dict.fromkeys(jobs)
     for i, record in train_together((training(*job) for job in jobs if seconds_left() > 0), together):
         if record is not None:
             del left[jobs[i]]
@@ -86,8 +90,8 @@ def work_off(
     if not left:
         return None
     epochs = {(run, seed): run.epochs - epochs_done(results, run, seed) for run, seed in left}
-    text = f"left: {len(left)} of {len(jobs)} runs, {sum(epochs.values())} epochs"
+    text = f"left: {len(left)} of {total} runs, {sum(epochs.values())} epochs"
     if worked:
-        work = sum(n * len(load(run.dataset).train[1]) * cost[run.model] for (run, _), n in epochs.items())
+        work = sum(n * data.training_images(run.dataset) * cost[run.model] for (run, _), n in epochs.items())
         text += f", about {work / worked * (time.monotonic() - began) / 3600:.1f} hours at this pace"
     return text

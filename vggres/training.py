@@ -89,19 +89,26 @@ def steps(
 
     Raises:
         UserError: the results folder cannot be written, another process trains this run, the checkpoint is of
-            another configuration, the device is absent, there are no weights to start from.
+            another configuration, it or the record is of other images, the device is absent, there are no weights to
+            start from.
     """
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed must be from 0 to 2**63 - 1, not {seed}")
     deadline = time.monotonic() + (minutes * 60 if minutes is not None else math.inf)
     with claim(records.folder_of(results, run.name, seed)) as folder:
         if (folder / "run.json").exists():
             record = records.read(folder)
+            same = all(record["data"][f"digest_{split}"] == digest for split, digest in data.digests.items())
+            if not same or (start and record["start"]["sha256"] != start[1]):
+                raise UserError(f"{folder} is a record of other images or other weights; choose another --results")
             say(f"is recorded already in {folder}; delete the folder to measure again")
             return record
         git = records.provenance()
         net = build(run.model, seed, run.init, run.slope, data.classes)
         started = begin(net, run, results, start)
         engine = Engine(net, run.lr, run.weight_decay, pick_device(device), optimizer=run.optimizer)
-        state = resume(folder, run, seed, engine, say) or State()
+        state = resume(folder, run, seed, engine, data.digests, say) or State()
+        state.digests = data.digests
         if git not in state.git:
             state.git.append(git)
         if run.limit:
@@ -219,6 +226,8 @@ def claim(folder: Path):
     except OSError as e:
         raise UserError(f"{folder}: cannot be written ({e.strerror}); choose another folder with --results") from e
     try:
+        for rest in folder.glob("*.tmp"):  # of a process that was killed while it wrote
+            rest.unlink()
         yield folder
     finally:
         lock.release()
