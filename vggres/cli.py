@@ -38,9 +38,7 @@ class OneLine(TyperGroup):
             typer.echo(message if "\n" in message else f"vggres: {message.rstrip('.')}; see --help", err=True)
             status = e.exit_code
         if status == 130:
-            typer.echo(
-                "vggres: interrupted; the same command goes on from the last whole epoch", err=True
-            )
+            typer.echo("vggres: interrupted; the same command goes on from the last whole epoch", err=True)
         sys.exit(status or 0)
 
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from vggres import records
 from vggres.errors import UserError
 from vggres.files import write_atomically
-from vggres.runs import MENDED, MENDED_68, MUON, MUON_68, MUON_BN_RC, find, versions
+from vggres.runs import MENDED, MENDED_68, MUON, MUON_68, MUON_BN_RC, MUON_PLAIN, TWO_RATES, find, versions
 from vggres.tables import label, reported
 
 matplotlib.rcParams |= {
@@ -40,10 +40,11 @@ STYLE = {
     "vgg38-skipinit": (PALETTE[6], "p"),
     "vgg38-delta-orthogonal-lr4e-4": (PALETTE[7], "x"),
     MENDED.name: ("black", "*"),
-    MENDED_68.name: ("0.45", "h"),
+    MENDED_68.name: ("#808000", "h"),
     MUON.name: ("#5b0a91", "<"),
     MUON_68.name: ("#9c7fd1", ">"),
     MUON_BN_RC.name: ("#003f66", "d"),
+    TWO_RATES.name: ("#8c510a", "8"),
 }
 # Exhibits of the reports: how each is drawn, and from which runs.
 EXHIBITS = {
@@ -199,7 +200,7 @@ def flow(name: str, results: Path | str | None = None) -> Figure:
     fig.suptitle(title(name), fontsize=10)
     log.plot([], [], color="black", lw=1.4, label="before the first step")
     log.plot([], [], color=colour, lw=1.4, label="last mini-batch of an epoch")
-    log.legend(frameon=False)
+    fig.legend(frameon=False, loc="outside upper right")
     stamp(fig, [name], results, seed)
     return fig
 
@@ -254,26 +255,29 @@ def headline(results: Path | str | None = None) -> Figure | None:
     """
     full = ["vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2", MENDED.name]
     whole = all(recorded(n, results) == n for n in full)
-    full += [MUON.name, MUON_68.name, MUON_BN_RC.name]
+    full += [MUON.name, MUON_68.name, MUON_BN_RC.name, MUON_PLAIN.name]
     short = [versions(name)[-1] for name in full]
     names = [n for n in (full if whole else short) if len(records.load_series(n, "history.csv", results))]
     if not names:
         return None
     fig = Figure(figsize=(9.5, 4.2))
     gradient, accuracy = fig.subplots(1, 2, width_ratios=(1.25, 1))
-    ends = {}
+    ends, drawn = {}, set()
     for name in names:
-        colour, marker = look(name)
+        run, (colour, marker) = find(name), look(name)
         style = dict(color=colour, marker=marker, ms=3.5, lw=1.4)
         table = records.load_series(name, "gradients.csv", results)
         start = table[(table.epoch == 0) & (table.seed == table.seed.min())].drop(columns=["epoch", "seed"]).iloc[0]
-        gradient.plot(np.arange(1, len(start) + 1), start, **style)
+        if (net := (run.model, run.init, run.slope)) not in drawn:  # whatever it is then trained by
+            gradient.plot(np.arange(1, len(start) + 1), start, **style)
+        drawn.add(net)
         for _, history in records.load_series(name, "history.csv", results).groupby("seed"):
             accuracy.plot(history.epoch, 100 * history.val_acc, **style | dict(ms=3.5 if len(history) < 20 else 0))
             ends[name] = 100 * history.val_acc.iloc[-1], history.epoch.iloc[-1]
-    free, line = 0.0, 0.045 * max(ends.values())[0]  # above the label below; the height of a line
+    free, line = 0.0, 0.052 * max(ends.values())[0]  # above the label below; the height of a line
     for name, (end, epoch) in sorted(ends.items(), key=lambda item: item[1]):
-        text = label(find(name))
+        run = find(name)
+        text = label(run) + f", lr {run.lr:g}" * (run.optimizer == "adam" and run.lr != find("vgg38").lr)
         if len(text) > 24:
             text = text.replace(", ", ",\n", 1)
         half = line * (1 + text.count("\n")) / 2
@@ -291,7 +295,7 @@ def headline(results: Path | str | None = None) -> Figure | None:
     accuracy.set(
         xlabel="epoch",
         ylabel="validation accuracy (%)",
-        title="After it: what each net learns",
+        title="Then: what each net learns",
         ylim=(0, free),
     )
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -304,11 +308,13 @@ def histories(
 ) -> Figure | None:
     """The "loss" (nats) or "acc" (%) of runs by epoch, in panels: title -> label -> run. None if none is recorded.
 
-    Training dashed, validation solid, a line a seed; a label has one colour in all panels, and they have one scale.
-    What has no record says so in the legend.
+    Training dashed, validation solid, a line a seed; a label has one colour in all panels, that of its first run if
+    it has one, and they have one scale. What has no record says so in the legend.
     """
     fig, drawn = Figure(figsize=(max(9.5, 4.2 * len(panels)), 4)), []
-    colour = dict(zip(dict.fromkeys(text for names in panels.values() for text in names), PALETTE, strict=False))
+    first = {text: name for names in reversed(panels.values()) for text, name in names.items()}
+    free = (colour for colour in PALETTE if colour not in {look(name)[0] for name in first.values()})
+    colour = {text: look(name)[0] or next(free) for text, name in first.items()}
     sharing = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (heading, names) in zip(sharing, panels.items(), strict=True):
         for text, name in names.items():
@@ -339,7 +345,8 @@ def stamp(
     runs = runs[runs.run.isin(names) & ((seed is None) | (runs.seed == seed))]
     seeds = ", ".join(str(s) for s in sorted(runs.seed.unique()))
     each = "single run" if len(runs) == len(set(names)) else f"n = {len(runs)} in all"
-    commits, devices = (", ".join(sorted(set(c))) for c in (runs.commit.str[:7], runs.device + ", " + runs.precision))
+    commits = ", ".join(sorted(set(runs.commit.str[:7])))
+    devices = "; ".join(sorted(set(runs.device + ", " + runs.precision)))
     digests = runs.set_index("run").digest.items()
     sets = {find(n).dataset.partition("-")[0].replace("cifar", "CIFAR-"): digest[:8] for n, digest in digests}
     data = ", ".join(f"{name} {digest}" for name, digest in sets.items())

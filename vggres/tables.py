@@ -239,7 +239,7 @@ def cost(results: Path | str | None = None) -> str:
         count = f"{len(g)} runs" if len(g) > 1 else "1 run"
         parts.append(f"{count}, {g.epochs.sum()} epochs{time} on {device} ({precision})")
     commits = ", ".join(f"`{c[:7]}`" for c in runs.commit.unique())
-    return f"Measured at {commits}: {'; '.join(parts)}."
+    return f"Measured at {commits}; all records together: {'; '.join(parts)}."
 
 
 def readme_table(results: Path | str | None = None) -> str:
