@@ -296,9 +296,9 @@ assert all(at[name][0] > 0.1 and at[name][1] > 1e-3 for name in ("vgg38-bn", "vg
 # %% [markdown]
 # **Figure 1.** *Left*, read from left to right: what distinguishes the images falls by sixteen orders of magnitude in
 # the plain net. BN holds it level, with RC or without; RC alone loses some in three steps. *Right*, read from right to
-# left: the gradient falls in the plain net, grows with BN alone, and stays level with both. The steps of RC stand at
-# the vertical lines, where report A's reduction blocks have no shortcut: each leaves two bare layers and a pooling in
-# the way.
+# left: the gradient falls in the plain net, grows with BN alone, and stays level from stage to stage with both. (All
+# four fall first, over the last two layers, where it is spread over the pixels.) The steps of RC stand at the vertical
+# lines, where report A's reduction blocks have no shortcut: each leaves two bare layers and a pooling in the way.
 #
 # Read off the factor by which a whole stage, twelve layers, multiplies the gradient on its way back:
 
@@ -337,11 +337,23 @@ assert abs(inner.median() / theory - 1) < 0.06
 print(f"theory {theory:.2f}, measured {inner.median():.2f} (median of {len(inner)} layers)")
 
 # %% [markdown]
-# With shortcuts it is no longer the same at every block. Each adds a branch of variance about 1 to a stream whose
-# variance has grown with every block before. The deeper the block, the less it changes the stream, forwards and
-# backwards: the growth falls off instead of compounding. And the reduction block's BN, which divides by the grown
-# stream, takes it back. So BN + RC leaves a stage with a factor of about 1, in the table above.
-#
+# Twelve layers at 1.21 make 9.8, and the pooling divides by 4, which leaves about 2.5, as in the table. With shortcuts
+# the stage multiplies by nearly as much before its reduction. But each of the five blocks adds a branch of variance
+# about 1 to the stream, and the BN of the reduction block divides the gradient by the size that the stream has come to:
+# with the pooling's 4 that takes the ten back. So BN + RC leaves a stage with a factor of about 1. *Live*, the same
+# stages without the step through the reduction's first convolution, and that step:
+
+# %% tags=["nbval-ignore-output"]
+after = [f"stage{i}.reduce.conv1" for i in (1, 2, 3)]
+gradient = pd.DataFrame({LABEL[name]: probe[name].gradient for name in ("vgg38-bn", "vgg38-bn-rc")})
+inside = gradient.loc[ends[:-1]].values / gradient.loc[after]
+step = gradient.loc[after].values / gradient.loc[ends[1:]].set_axis(after)
+pd.concat({"the stage": inside, "the step": step}, axis=1).set_axis(stage.index).map("{:.2g}".format)
+
+# %%
+assert (inside > 4).all(axis=None) and (step["BN + RC"] < step["BN"] / 2).all()
+
+# %% [markdown]
 # ## Compare the gradient flow
 #
 # *Live.* The measure of the reports is the mean of $|\partial E / \partial W|$ of each layer: the product of the two
@@ -446,8 +458,8 @@ assert losses["vgg38-bn-rc"][-1] < losses["vgg38-bn-rc"][0] - 0.06
 # - BN, by hand, equals `nn.BatchNorm2d` forwards and backwards, in training and in evaluation mode. It makes a layer
 #   blind to the scale of its weights, and so divides out the factor 0.41 that starves the plain net.
 # - A shortcut puts an identity into the Jacobian: a block passes back about 0.9 of a gradient instead of 0.17.
-# - Alone, BN overshoots: its gradient grows by about 1.2 a layer towards the input, as $\sqrt{\pi/(\pi-1)}$ says.
-#   Shortcuts tame that; a stage of BN + RC multiplies the gradient by about 1.
+# - Alone, BN overshoots: its gradient grows by about 1.2 a layer towards the input, as $\sqrt{\pi/(\pi-1)}$ says. The
+#   stream that shortcuts let grow tames that; a stage of BN + RC multiplies the gradient by about 1.
 # - Alone, RC loses most of the gradient in the three reduction blocks, where report A has no shortcut.
 # - The nets have as many parameters as the reports print, to the last digit printed.
 # - BN + RC learns where the plain net guesses.

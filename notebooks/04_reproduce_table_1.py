@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Reproduce Table 1
 #
-# Report A trains seven networks on CIFAR-100 and prints their losses and accuracies in its Table 1, with six figures.
+# Report A's Table 1 prints losses and accuracies of seven runs of five networks on CIFAR-100; six figures go with it.
 # This chapter sets what was measured here beside what the report says.
 #
 # **You will see** Table 1 as reported and as measured, and Figures 1 to 6 redrawn from this project's own runs.
@@ -21,10 +21,10 @@ from vggres.runs import TABLE_1
 # %% [markdown]
 # ## The protocol
 #
-# CIFAR-100 has 50,000 training images; 47,500 train and 2,500, 25 of each class, validate. Adam with a step of 1e-3
-# (or 1e-2), annealed by a cosine to 2e-5, a step of the schedule an epoch; batches of 100, 100 epochs; random crops
-# of 32 after padding by 4, and horizontal flips. The reported losses and accuracies are taken to be those after the
-# last epoch; the test set is seen once, by the weights of the best validation accuracy.
+# CIFAR-100 has 50,000 training images; 47,500 train and 2,500, 25 of each class, validate. Adam at a learning rate of
+# 1e-3 (or 1e-2), lowered once an epoch along a cosine to 2e-5; batches of 100, 100 epochs; random crops of 32 after
+# padding by 4, and horizontal flips. The reported losses and accuracies are taken to be those after the last epoch; the
+# test set is seen once, by the weights of the best validation accuracy.
 
 # %%
 protocol = pd.DataFrame([RUNS[name].to_dict() for name in tables.TABLE_1]).set_index("name")
@@ -51,8 +51,8 @@ print(f"{len(done)} of {len(rows)}: {', '.join(done.index)}")
 # %% [markdown]
 # ### VGG08 against its reports
 #
-# Report B trains the same VGG08 by the same recipe and prints other numbers. Where does ours lie? Accuracies in
-# percent, losses in nats.
+# Report B trains the same VGG08 by a recipe that it describes in the same words, and prints other numbers. Where does
+# ours lie? Accuracies in percent, losses in nats.
 
 # %%
 told = tables.reported().query("run == 'vgg08' and exhibit in ('Table 1', 'Set 1') and metric != 'params'")
@@ -75,9 +75,9 @@ assert abs(away["report B"]) < 1 < away["report A"] < 4
 # %% [markdown]
 # Our VGG08 agrees with report B's: all four numbers to a point or 0.03 nats. It was trained *with* crops and flips.
 # Report B does not say whether it did; this suggests so, and the same run without them, not measured yet, would decide.
-# Report A's VGG08 stays two and a half points below in validation and more than three in training. The nets are the
-# same to the last parameter, so the recipes probably were not; one candidate is the second meaning of "cosine
-# annealing" (`vgg08-cosine-step`, registered, not measured). Chapter 07 makes a verdict of each number.
+# Report A's VGG08 stays two and a half points below in validation and more than three in training. The nets agree as
+# far as A prints (60 K parameters), so the recipes may differ; one candidate is a cosine that is stepped once a batch
+# instead of once an epoch (`vgg08-cosine-step`, registered, not measured). Chapter 07 makes a verdict of each number.
 #
 # ## Five epochs of five nets
 #
@@ -105,15 +105,15 @@ assert [*early.sort_values().index] == [f"{n}-5ep" for n in ("vgg38", "vgg38-bn"
 # ## Figures 1 to 6
 #
 # The figures are drawn from the records by `vggres figures`. Where a run of 100 epochs is not recorded but its
-# five-epoch version is, that is drawn, and the title says so.
+# five-epoch version is, that is drawn, and the figure says so.
 
 # %%
 figures.show("A-figure-1")
 
 # %% [markdown]
 # **Figure 1 of report A**: loss and accuracy of VGG08 and VGG38. The report's VGG08 descends smoothly to a training
-# loss of 1.74, and its VGG38 is a straight line at 4.61. Here VGG08 ends lower, between 1.57 and 1.63, and
-# its validation loss near the reported star. VGG38 was trained for five epochs only, and lies on the dotted line of
+# loss of 1.74, and its VGG38 is a straight line at 4.61. Here VGG08 ends lower, between 1.57 and 1.63, and its
+# validation loss near the reported value (star). VGG38 was trained for five epochs only, and lies on the dotted line of
 # guessing from the first.
 
 # %%
@@ -121,8 +121,9 @@ figures.show("A-figure-2")
 
 # %% [markdown]
 # **Figure 2 of report A**: gradient flow of VGG08. The report's falls from between 0.1 and 0.2 at the input to about
-# 0.01. So does ours, on the left. On the right, the black line is the gradient before the first step: a thousandth of
-# the later ones, and falling towards the input. Within one epoch VGG08 has turned that round. VGG38 never does.
+# 0.01. So does ours, on the left. On the right, the black line is the gradient before the first step: between a
+# hundredth (at the output) and a ten-thousandth (at the input) of the later ones. Within one epoch VGG08 has turned
+# that round. VGG38 has not in five.
 
 # %%
 flow = records.load_series("vgg08", "gradients.csv")
@@ -135,8 +136,9 @@ figures.show("A-figure-3")
 
 # %% [markdown]
 # **Figure 3 of report A**: gradient flow of VGG38. The report's reads 0 at every convolution and at most 0.0002 at the
-# last layer, and so does ours on the left. On the right it is 1e-18 in the first stage and climbs in stairs, before the
-# first step and after every epoch. Chapter 01 explains the stairs.
+# last layer, and so does ours on the left, but for the last convolution, at a sixth or less of the last layer. On the
+# right it is 1e-18 in the first stage and climbs in stairs, before the first step and after every epoch. Chapter 01
+# explains the stairs.
 
 # %%
 plain = records.load_series(figures.recorded("vgg38"), "gradients.csv").drop(columns=["epoch", "seed"])
@@ -158,8 +160,9 @@ figures.show("A-figure-5")
 
 # %% [markdown]
 # **Figure 5 of report A**: gradient flow of VGG38 BN + RC at learning rate 1e-2. Set it beside Figure 3: no layer is
-# starved, neither before the first step nor after any epoch. The gradients become smaller once the net trains, and stay
-# within about two orders of magnitude of each other.
+# starved, neither before the first step nor after any epoch. All but the last layer's become smaller once the net
+# trains, and they stay within about two orders of magnitude of each other. (On the linear axis its middle layers read
+# as 0, too: only the right panel tells this figure from Figure 3.)
 
 # %%
 healthy = records.load_series("vgg38-bn-rc-lr1e-2-5ep", "gradients.csv").drop(columns=["epoch", "seed"])
@@ -171,8 +174,8 @@ figures.show("A-figure-6")
 # %% [markdown]
 # **Figure 6 of report A**: curves of VGG38 BN at learning rate 1e-3. The caption's run is one of those that the report
 # describes twice: its table says 100 epochs at batch 100, its text 250 epochs at batch 264 with weight decay 1e-6. Both
-# are registered (`vgg38-bn` and `vgg38-bn-wd1e-6-batch264-250ep`). What is drawn is the first five epochs' worth of the
-# question whether it learns: it does.
+# are registered (`vgg38-bn` and `vgg38-bn-wd1e-6-batch264-250ep`). What is drawn is the run of five epochs. It answers
+# one question, whether the net learns: it does.
 #
 # ## The record behind a number
 #
@@ -205,7 +208,7 @@ made["result"]
 # ## What was shown
 #
 # - VGG08, three seeds, agrees with every number that report B prints for it, to a point or 0.03 nats. Report A's
-#   accuracies are two to four points lower, probably by a recipe that differs somewhere.
-# - VGG38 fails exactly as both reports say, from the first epoch; batch normalisation, residual connections, and both
-#   make it train. How far, the hundred epochs that are not measured yet will tell.
+#   accuracies are two to four points lower, perhaps by a recipe that differs somewhere.
+# - VGG38 fails as both reports say, from the first epoch; batch normalisation, residual connections, and both make it
+#   train. How far, the hundred epochs that are not measured yet will tell.
 # - Each number carries its seed, commit, device and the digest of its data; what has not been measured says so.

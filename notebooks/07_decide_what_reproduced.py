@@ -3,7 +3,8 @@
 #
 # Reports A and B print 124 numbers. This chapter holds each of them against what was measured here, by one rule that
 # was fixed before most were measured, and lists the questions that the reports leave open, with the runs that will
-# decide them.
+# decide them. (Report D's numbers stand beside ours in chapters 10 and 11; they get no verdict, since it does not tell
+# its recipe. Report C prints none.)
 #
 # **You will see** a verdict for every number, most of them still "not measured".
 # **You will learn** why a single run has no verdict, and how large a difference three runs can see.
@@ -30,9 +31,9 @@ pd.set_option("display.max_rows", None)
 # $$\bar x \pm \sqrt{t_{n-1}^2\, s^2 \Big(1 + \frac1n\Big) + z^2\, \frac{2\, \bar x (1 - \bar x)}{N}}$$
 #
 # The first term is Student's. The second is for *validation* accuracies only: the report's $N$ = 2,500 validation
-# images were others than ours, and each of the two sets has a sampling error of its own ($z = 1.96$). Training and test
-# images are the same, or nearly. A validation loss has such an error too, but a record does not tell it; so the rule is
-# a little too strict with those. A parameter count needs no interval: it is right as printed, or it is not.
+# images are not ours, and each of the two sets has a sampling error of its own ($z = 1.96$). Training and test images
+# are the same, or nearly. A validation loss has such an error too, but a record does not tell it; so the rule is a
+# little too strict with those. A parameter count needs no interval: it is right as printed, or it is not.
 #
 # *Reproduced* means that the reported value lies inside, anywhere within its printed precision. *Outside* means that it
 # does not. With fewer than three runs there is no verdict. The confidence interval of the mean, which Table 1 prints,
@@ -123,11 +124,12 @@ assert vgg08["A"].to_dict() == {
 }
 
 # %% [markdown]
-# All of them are VGG08's, which two reports trained by the same recipe and of which three seeds are measured. Report
-# B's four numbers are *reproduced*. Of report A's, three are: its validation accuracy lies two and a half points below
-# ours, which is less than the table above says three runs can see, and its training loss lies just inside. Its training
-# accuracy is *outside*. It is taken over the same images as ours, and more than three points is more than a seed
-# explains. So report A probably did something else, and the next section names a candidate.
+# All of them are VGG08's, which two reports trained by what reads as one recipe, and of which three seeds are measured.
+# Report B's four numbers are *reproduced*. Of report A's, three are: its validation accuracy lies two and a half points
+# below ours, which is less than the table above says three runs can see, and its training loss lies just inside. Its
+# training accuracy is *outside*. It is taken over the same images as ours, and more than three points is more than a
+# seed explains. One *outside* in eight is more than one in twenty, but no proof: it is a hint that report A did
+# something else. It may have stepped its cosine once a batch, the first question below.
 #
 # ## Name the run that decides
 #
@@ -176,7 +178,8 @@ tables.for_reading(trained[trained.n == 0])
 # ## What was shown
 #
 # - A reported number is one run; so it is compared with a prediction interval, not the confidence interval of a mean.
-# - Three seeds notice a difference of three points or more of validation accuracy between a report and us.
+# - Three seeds notice a difference of three to six points of validation accuracy between a report and us, by how much
+#   the seeds differ.
 # - All fifteen parameter counts are right. Of the 109 numbers that need training, eight have a verdict so far: all
 #   four of report B's VGG08 are reproduced, and three of report A's four.
 # - Four of the questions that the reports leave open have runs that will decide them.

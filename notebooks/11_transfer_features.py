@@ -18,7 +18,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import Image, Markdown
+from IPython.display import Markdown
 
 from vggres import RUNS, Run, build, data, figures, tables
 from vggres.engine import Engine, pick_device
@@ -94,17 +94,16 @@ assert min(tested["whole network"], tested["last layer only"]) > tested["from sc
 # **Figure 1.** The same net, the same 300 images, the same 24 steps; only the start differs. What it learned on A's
 # classes, of which B has none, is worth far more than all that it can learn from scratch in that time. Here the last
 # layer alone, half a per cent of the parameters, will do: B's images are made as A's are, and the features fit. Where
-# they fit less well, the rest has to follow. Report D's images are such a case: there the whole network wins by
-# far.
+# they fit less well, the rest has to follow. Report D's images may be such a case: there the whole network wins by far.
 #
 # ## Set the report beside what was measured
 #
-# ImageNet is not among this project's data. So its own pre-training is on CIFAR-10: ResNet-18 with batch
-# normalisation, trained as in chapter 09. What it is transferred to is `cifar100-30`: 30 images of each class of
-# CIFAR-100, those of the smallest SHA-256, 3,000 in all; validation and test images are CIFAR-100's own. The recipe
-# is the report's as far as it goes: rate 5e-4, batches of 32, 30 epochs, normalised by the set's own statistics. It
-# names no optimiser and no schedule: Adam and a cosine here, this project's defaults; and the same three with SGD,
-# for a reason that the log gives below.
+# ImageNet is not among this project's data. So its own pre-training is on CIFAR-10: ResNet-18 with batch normalisation,
+# trained as in chapter 09. What it is transferred to is `cifar100-30`: 30 images of each class of CIFAR-100, those of
+# the smallest SHA-256, 3,000 in all; validation and test images are CIFAR-100's own. The recipe is the report's as far
+# as it goes: rate 5e-4, batches of 32, 30 epochs, normalised by the set's own statistics; crop and flip are ours, in
+# place of its random resized crop. It names no optimiser and no schedule: Adam and a cosine here, this project's
+# defaults; and the same three with SGD, for a reason that the log gives below.
 
 # %%
 SGD = dict(dataset="cifar100-30", lr=5e-4, batch=32, epochs=30, normalise="own", optimizer="sgd")
@@ -124,7 +123,7 @@ panels = {
     for optimizer in ("Adam", "SGD")
 }
 fig = figures.histories(panels, "acc")
-Image(figures.encode(fig, "png", dpi=100)) if fig else Markdown("*Not measured yet: the six runs of this figure.*")
+figures.picture(fig) if fig else Markdown("*Not measured yet: the six runs of this figure.*")
 
 # %% [markdown]
 # **Table 1, Figure 2.** The reported numbers are of another set, another pre-training and larger images, so it is
@@ -180,16 +179,16 @@ assert 1 / 200 < log.train_acc[1] < 1 / 100 and list(at) == [3]
 
 # %% [markdown]
 # **Figure 3.** A net that has not learned yet gives every class about the same probability, and its loss is the
-# logarithm of the number of classes. The log begins at $\ln 200$, not at $\ln 100$, with an accuracy between 1/200
-# and 1/100. The circled epoch settles it: more than a tenth of the answers are right, ten times what guessing of 100
+# logarithm of the number of classes. The log begins at $\ln 200$, not at $\ln 100$, with an accuracy between 1/200 and
+# 1/100. The circled epoch says the same: more than a tenth of the answers are right, ten times what guessing of 100
 # classes gives, and still the loss lies above the line of guessing of 100. Among 200 classes both are as they should
-# be. So the layer had 200 outputs, or the set 200 classes, whatever the text says. We keep the text's 100, which
-# CIFAR-100 has.
+# be. So the layer probably had 200 outputs, or the set 200 classes, whatever the text says. We keep the text's 100,
+# which CIFAR-100 has.
 #
 # **How fast it falls.** By about 0.3 nats in each of the first epochs, evenly: 94 steps. That is slow for Adam at
 # 5e-4 with all layers free, and ordinary for SGD. So the three ways are registered with both.
 #
-# **The test set** is another than the training set's size suggests: its accuracies are no multiples of 1/3000.
+# **The test set** does not have 3,000 images, either: its accuracies are no multiples of 1/3000.
 
 # %%
 whole = tables.reported().query("exhibit == 'Part 2' and metric == 'test_acc'").value
@@ -211,8 +210,8 @@ print(f"{len(fits)} of 201 sizes from 2,900 to 3,100 fit both test accuracies; 3
 # vggres transfer --images FOLDER --weights none    # from scratch
 # ```
 #
-# This project's own pre-training weighs 45 MB, too much to be kept among the records; its record has the SHA-256.
-# `vggres train` makes it, and what starts from it waits for it:
+# This project's own pre-training weighs 45 MB, too much to be kept among the records; its record, once there is one,
+# has the SHA-256. `vggres train` makes it, and what starts from it waits for it:
 #
 # ```
 # vggres train --missing RUN...
@@ -223,6 +222,7 @@ print(f"{len(fits)} of 201 sizes from 2,900 to 3,100 fit both test accuracies; 3
 # - On a tiny example features that were learned on other classes beat a start from scratch by far, even if only the
 #   last layer may move.
 # - Report D finds the whole network far ahead of the last layer.
-# - What this project has measured of it stands in Table 1, beside the report's numbers and not in their place.
-# - Report D's losses are per image and belong to 200 classes, not to the 100 of its text; its slow log looks like
-#   SGD.
+# - Nothing of it is measured here yet. Table 1 is where it will stand, beside the report's numbers and not in their
+#   place.
+# - Report D's losses are divided by the size of a batch once too often, and fit 200 classes, not the 100 of its text;
+#   its slow log looks like SGD.
