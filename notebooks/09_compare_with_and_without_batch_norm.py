@@ -79,9 +79,9 @@ assert share["with BN"]["layer4.1.conv2"] > 0.6 and share["without BN"]["layer4.
 # The gradient arrives at every layer of both nets. Nothing vanishes, as it did in VGG38 without either repair: the
 # shortcuts see to that, with an initialisation that keeps the size of what passes through a layer. The other columns
 # tell the nets apart. They are the share of a layer's output that *differs between images* (its signal, as in chapter
-# 02, by its size). At the last convolution it is three quarters with BN and a third without, at the head 0.56 and 0.24:
-# ever more of what the layers pass on is the same for every image. Subtracting what is common to a batch is just what
-# BN does.
+# 02, by its size). At the last convolution it is three quarters with BN and a third without, at the head 0.56 and 0.24.
+# So without BN ever more of what the layers pass on is the same for every image. Subtracting what is common to a batch
+# is just what BN does.
 #
 # ## Try three learning rates
 #

@@ -188,7 +188,7 @@ assert 1 / 200 < log.train_acc[1] < 1 / 100 and list(at) == [3]
 # **How fast it falls.** By about 0.3 nats in each of the first epochs, evenly: 94 steps. That is slow for Adam at
 # 5e-4 with all layers free, and ordinary for SGD. So the three ways are registered with both.
 #
-# **The test set** does not have 3,000 images, either: its accuracies are no multiples of 1/3000.
+# **The test set** is of another size: its accuracies are no multiples of 1/3000.
 
 # %%
 whole = tables.reported().query("exhibit == 'Part 2' and metric == 'test_acc'").value
