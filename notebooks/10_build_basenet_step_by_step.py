@@ -203,6 +203,7 @@ def narrow(branch, head_norm):
         return basenet((64,) * 16, pools=(1, 2), norm=True, convs=2, branch=branch, head_norm=head_norm)
 
 
+# %%
 def losses(branch, head_norm, count=60, batch=25):
     """Training loss (nats), a mean of every ten steps; and the share of the head's units that no image reaches then."""
     engine, found = Engine(narrow(branch, head_norm), 1e-3, 0.0, pick_device("cpu")), []
