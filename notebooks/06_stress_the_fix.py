@@ -131,8 +131,9 @@ assert last["sigmoid, no shortcuts"] > last["sigmoid"] and last["sigmoid, no edg
 # shortcuts: what a block puts out is little more than its own normalised branch. And behind 18 blocks less than a tenth
 # is left of what the first passed on. That is the edge's doing. The outputs of a sigmoid lie around 0.63, beside zeros
 # outside the image, and the pattern that this makes is the same in every image. Batch normalisation scales pattern and
-# differences to 1 together, and at every block the pattern takes the larger share. Without an edge nothing is lost. So
-# the net does learn, slowly: a residual net needs a shortcut that is (nearly) the identity, not just a wire.
+# differences to 1 together, and at every block the pattern takes the larger share. Without an edge nothing is lost. The
+# net still learns, slowly (Figure 1), but its shortcuts are of no use to it: a residual net needs a shortcut that is
+# (nearly) the identity, not just a wire.
 #
 # ## Ask what weight decay can do
 #
