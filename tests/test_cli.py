@@ -144,6 +144,10 @@ def test_the_queue_passes_over_what_has_no_dataset_here(train, root, monkeypatch
     refused(train("--missing"), "no cifar100 in", "vggres data")
 
 
+def test_a_queue_of_a_seed_that_cannot_be_is_refused(train):
+    refused(train("--missing", "--seed", -1), "--seed", "-1")
+
+
 def test_when_the_time_is_up_no_run_is_begun_and_what_is_left_is_told(train, monkeypatch):
     seen, clock = [], [0.0]
 

@@ -131,6 +131,12 @@ def test_a_python_layouts_own_folder_is_converted_once(tmp_path, monkeypatch):
     assert read_all(data.load("cifar100", folder)) == loaded
 
 
+def test_the_data_beside_a_folder_that_holds_none_is_not_taken(tmp_path, monkeypatch):
+    write_small(monkeypatch, tmp_path)
+    (tmp_path / "typo").mkdir()
+    assert not data.available("cifar100", tmp_path / "typo")
+
+
 def test_the_environment_names_the_folder(tmp_path, monkeypatch):
     write_small(monkeypatch, tmp_path)
     monkeypatch.setenv("VGGRES_DATA", str(tmp_path))

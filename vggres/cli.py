@@ -50,6 +50,14 @@ app = typer.Typer(
     help="Why very deep plain convolutional networks do not train, and what fixes them.",
 )
 
+
+def _seeds(given: list[int] | int | None):
+    for k in [given] if isinstance(given, int) else given or []:
+        if not 0 <= k < 2**63:
+            raise UserError(f"--seed must be from 0 to 2**63 - 1, not {k}")
+    return given
+
+
 Results = Annotated[
     Path,
     typer.Option(help="Folder of records.", default_factory=records.default_root, show_default="results/"),
@@ -114,6 +122,7 @@ def train(
         typer.Option(
             help="Of weights, order of the images and augmentation; may be repeated.",
             show_default="0; with --missing all that are queued",
+            callback=_seeds,
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Train fewer or more epochs: a run of another name.")] = None,
@@ -174,7 +183,9 @@ def transfer(
     last_layer: Annotated[bool, typer.Option("--last-layer", help="Train the last layer only.")] = False,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
     size: Annotated[int, typer.Option(min=32, help="Height and width of the images in pixels.")] = 224,
-    seed: Annotated[int, typer.Option(help="Of the last layer, the order of the images and their crops.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the last layer, the order of the images and their crops.", callback=_seeds)
+    ] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
 ):
     """Fine-tune a ResNet-18 on your own images, as report D's part 2 does: lr 5e-4, batches of 32."""

@@ -233,12 +233,13 @@ def fetch(name: str = "cifar100", root: Path | str | None = None) -> Path:
 
 def _find(name: str, root: Path) -> Path:
     spec = SPECS[name]
-    for folder in (root / spec.folder, root, root.parent / spec.folder):  # the last: converted before
+    for folder in (root / spec.folder, root):
         if all((folder / f).is_file() for files in spec.files.values() for f in files):
             return folder
     for folder in (root / spec.python_folder, root):
         if all((folder / f).is_file() for files in spec.python_files.values() for f in files):
-            return _convert(name, folder)
+            out = folder.parent / spec.folder  # there already, if it was converted before
+            return out if available(name, out) else _convert(name, folder)
     raise DataError(
         f"no {name} in {root} (looked for {spec.folder}/ and {spec.python_folder}/); "
         f"run `vggres data --dataset {name}`, or name the folder that holds it with --data or VGGRES_DATA"

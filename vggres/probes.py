@@ -218,7 +218,7 @@ def slope_for(depth: int, cosine: float = 0.9) -> float:
     Raises:
         UserError: no slope from 0 (ReLU) to 1 (linear) does: so shallow a net keeps them further apart than that.
     """
-    if not 0 < cosine <= cosine_after(depth, slope=0.0):
-        most = cosine_after(depth, slope=0.0)
+    most = cosine_after(depth, slope=0.0)
+    if not 0 < cosine <= most:
         raise UserError(f"no slope takes the cosine from 0 to {cosine} in {depth} layers; choose one up to {most:.2f}")
     return brentq(lambda slope: cosine_after(depth, slope) - cosine, 0.0, 1.0)

@@ -166,10 +166,8 @@ _BY_COSINE = [  # the slopes at which it is 0.9, for 37 and for 67 layers (Zhang
     replace(MENDED, model="vgg68", slope=0.49),
 ]
 # The same steps where a net is not mended at all, or otherwise.
-MUON_PLAIN, MUON_BN_RC, _MUON_SKIPINIT = (
-    Run(model, optimizer="muon", lr=2e-2) for model in ("vgg38", "vgg38-bn-rc", "vgg38-skipinit")
-)
-_BY_MUON = [MUON_PLAIN, MUON_BN_RC, _MUON_SKIPINIT]
+_BY_MUON = [Run(model, optimizer="muon", lr=2e-2) for model in ("vgg38", "vgg38-bn-rc", "vgg38-skipinit")]
+MUON_PLAIN, MUON_BN_RC, _ = _BY_MUON
 _CHANGED = [
     replace(MENDED, init=init, slope=slope, lr=lr)
     for init, slope, lr in product(("default", "delta-orthogonal"), (0.01, 0.6), (1e-3, 4e-4))

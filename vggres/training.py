@@ -92,8 +92,6 @@ def steps(
             another configuration, it or the record is of other images, the device is absent, there are no weights to
             start from.
     """
-    if not 0 <= seed < 2**63:
-        raise UserError(f"--seed must be from 0 to 2**63 - 1, not {seed}")
     deadline = time.monotonic() + (minutes * 60 if minutes is not None else math.inf)
     with claim(records.folder_of(results, run.name, seed)) as folder:
         if (folder / "run.json").exists():
