@@ -313,11 +313,11 @@ assert 2 < benches[0]["ceiling"]["product_per_s"] / benches[1]["ceiling"]["produ
 # The ratios hold within a row: each processor against itself. In float32 the gain is small: the naive loop is already
 # at about half of what the machine can do at all, so no loop could be more than two and a half times as fast. In
 # bfloat16 the ceiling is two to three times as high, the naive loop uses a quarter of it or less, and this loop is more
-# than twice as fast. What is left is mostly in the convolutions, nearly three quarters of a step or more: the gradient of
-# the weights is their slowest part, for which the library has no kernel as fast as for the others on either processor.
-# What is won beside the number format comes from having no worker processes beside the training, from less memory
-# traffic, and from memory that is kept instead of asked for anew in every step. `benchmarks/NOTES.md` tells what was
-# tried, and what each change gave.
+# than twice as fast. What is left is mostly in the convolutions, nearly three quarters of a step or more: the gradient
+# of the weights is their slowest part, for which the library has no kernel as fast as for the others on either
+# processor. What is won beside the number format comes from having no worker processes beside the training, from less
+# memory traffic, and from memory that is kept instead of asked for anew in every step. `benchmarks/NOTES.md` tells what
+# was tried, and what each change gave.
 #
 # ## Stop, and go on
 #

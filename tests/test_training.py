@@ -398,6 +398,17 @@ def test_a_later_commit_that_went_on_with_the_run_is_recorded(tmp_path, syntheti
     assert git["later"] == [{"commit": "1" * 40, "dirty": False}]
 
 
+def test_a_device_that_went_on_with_another_s_run_is_recorded(tmp_path, synthetic, monkeypatch):
+    monkeypatch.setattr("vggres.engine.pick_precision", lambda device: "fp32")
+    stop(tmp_path, synthetic, 5)
+    monkeypatch.setattr("vggres.engine.pick_precision", lambda device: "bf16")
+    device = training.train(SMALL, 0, synthetic, tmp_path, "cpu")["device"]
+    assert device["precision"] == "fp32"
+    assert device["later"] == [{k: v for k, v in device.items() if k != "later"} | {"precision": "bf16"}]
+    (run,) = records.load_runs(tmp_path).itertuples()
+    assert (run.device, run.precision) == (device["name"], "fp32, then bf16")
+
+
 @pytest.mark.parametrize("at_once", [None, 2])
 def test_runs_trained_together_are_the_same_as_alone(tmp_path, synthetic, whole, at_once):
     others = [(SMALL, 1), (Run("vgg38-bn-rc").tiny(limit=100, epochs=1, batch=50), 0)]

@@ -32,6 +32,7 @@ class State:
     digests: dict[str, str] = field(default_factory=dict)  # of the images; none in an older checkpoint
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     git: list[dict] = field(default_factory=list)  # one entry a commit that trained a part of it
+    devices: list[dict] = field(default_factory=list)  # and one a device
 
     @property
     def epoch(self) -> int:

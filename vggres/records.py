@@ -167,6 +167,7 @@ def load_runs(results: Path | str | None = None) -> pd.DataFrame:
     rows = []
     for folder in folders(results or default_root()):
         r = read(folder)
+        devices = [r["device"], *r["device"].get("later", [])]
         rows.append(
             {
                 "run": r["run"]["name"],
@@ -174,9 +175,9 @@ def load_runs(results: Path | str | None = None) -> pd.DataFrame:
                 "status": r["status"],
                 **r["result"],
                 "params": r["model"]["params"],
-                "device": r["device"]["name"],
+                "device": ", then ".join(dict.fromkeys(device["name"] for device in devices)),
                 "device_type": r["device"]["type"],
-                "precision": r["device"]["precision"],
+                "precision": ", then ".join(dict.fromkeys(device["precision"] for device in devices)),
                 "torch": r["env"]["torch"],
                 "commit": r["git"]["commit"],
                 "digest": r["data"]["digest_train"],

@@ -107,8 +107,9 @@ def steps(
         engine = Engine(net, run.lr, run.weight_decay, pick_device(device), optimizer=run.optimizer)
         state = resume(folder, run, seed, engine, data.digests, say) or State()
         state.digests = data.digests
-        if git not in state.git:
-            state.git.append(git)
+        for noted, now in ((state.git, git), (state.devices, description(engine))):
+            if now not in noted:
+                noted.append(now)
         if run.limit:
             data = data.subset(run.limit)
         scale, splits = scaling(run.normalise, data.train[0]), (data.train, data.val, data.test)
@@ -182,15 +183,25 @@ def measure(run: Run, seed: int, data: Data, engine: Engine, state: State, test_
             **{split: len(getattr(data, split)[1]) for split in ("train", "val", "test")},
         },
         "result": result,
-        "device": {
-            "type": engine.device.type,
-            "name": device_name(engine.device),
-            "precision": engine.precision,
-            "threads": torch.get_num_threads(),
-        },
+        "device": with_later(state.devices),
         "env": records.environment(),
-        "git": state.git[0] | ({"later": state.git[1:]} if state.git[1:] else {}),
+        "git": with_later(state.git),
         "time": {"started": state.started, "wall_s": round(state.wall_s, 1), "resumes": state.resumes},
+    }
+
+
+def with_later(noted: list[dict]) -> dict:
+    """What trained a run, for its record: the first, and whatever took its place after a resume."""
+    return noted[0] | ({"later": noted[1:]} if noted[1:] else {})
+
+
+def description(engine: Engine) -> dict:
+    """The device, for the record."""
+    return {
+        "type": engine.device.type,
+        "name": device_name(engine.device),
+        "precision": engine.precision,
+        "threads": torch.get_num_threads(),
     }
 
 
