@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from vggres import records
+from vggres import checkpoints, records
 from vggres.data import SPECS
 from vggres.runs import RUNS, Run
 
-RESULTS = Path(__file__).parent.parent / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
 FOLDERS = records.folders(RESULTS)
+UNFINISHED = [path.parent for path in ROOT.glob("unfinished/runs/*/*/checkpoint.pt")]
 
 
 def test_there_are_records_and_verify_finds_them_whole():
@@ -32,3 +34,15 @@ def test_a_record_is_of_a_registered_run_of_all_its_epochs_on_the_genuine_data(f
 def test_nothing_else_lies_among_the_results():
     allowed = {"run.json", "history.csv", "gradients.csv", "train.lock", "checkpoint.pt", "checkpoint-previous.pt"}
     assert {p.name for p in RESULTS.glob("runs/*/*/*")} <= allowed
+
+
+@pytest.mark.parametrize("folder", UNFINISHED, ids=lambda f: f"{f.parent.name}-{f.name}")
+def test_an_unfinished_run_is_one_that_can_be_resumed_and_has_no_record(folder):
+    saved, damaged = checkpoints.newest(folder)
+    assert saved and not damaged
+    run = Run.from_dict(saved["run"])
+    assert RUNS[run.name] == run and folder.parts[-2:] == (run.name, f"seed{saved['seed']}")
+    assert 0 < len(saved["state"]["history"]) < run.epochs
+    assert saved["state"]["digests"]["train"] == SPECS[run.dataset].digests["train"]
+    assert not any(entry["dirty"] for entry in saved["state"]["git"])
+    assert not (RESULTS / "runs" / run.name / folder.name / "run.json").exists()
