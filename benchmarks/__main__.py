@@ -19,11 +19,11 @@ from vggres.engine import Engine, pick_device, pick_precision
 from vggres.errors import UserError
 from vggres.files import write_atomically
 from vggres.models import build
-from vggres.training import device_name
+from vggres.training import description, device_name
 
 BATCH, LR, EPOCH = 100, 1e-3, 47_500
 KINDS = {  # of operators, by what their names hold
-    "convolution": ("conv",),
+    "convolution": ("conv", "Conv"),
     "batch norm": ("batch_norm",),
     "activation": ("leaky_relu", "sigmoid"),
     "addition, pooling": ("aten::add", "pool"),
@@ -152,6 +152,7 @@ def main(
     result = {
         "device": {"type": on.type, "name": device_name(on)},
         "precision": precision,
+        "convolution": description(Engine(build("vgg08"), LR, 0.0, on))["convolution"],
         "threads": torch.get_num_threads(),
         "ceiling": {"product_per_s": round(product), "bytes_per_s": round(copied)},
         "data": source.name,
