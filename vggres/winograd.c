@@ -158,7 +158,7 @@ void convolve(const float *x, const float *weight, const float *bias, float *y, 
             for (int c = 0; c < 3; c++) g[r][c] = AT(weight + (r * 3 + c) * C * C + k);
         both_ways(g, 3, 6, weight_points);
         for (int r = 0; r < 6; r++)
-            for (int c = 0; c < 6; c++) AT(&u[r][c][0][k]) = g[r][c];
+            for (int c = 0; c < 6; c++) AT(&u[r][c][k / C][k % C]) = g[r][c];
     }
     long tiles = (long)n * (h / 4) * (w / 4);
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -199,7 +199,7 @@ void weight_gradient(const float *x, const float *dy, float *gradient, int n, in
         for (int k = 0; k < C * C; k += LANES) {
             vec g[6][6];
             for (int r = 0; r < 6; r++)
-                for (int c = 0; c < 6; c++) g[r][c] = AT(&du[r][c][0][k]);
+                for (int c = 0; c < 6; c++) g[r][c] = AT(&du[r][c][k / C][k % C]);
             both_ways(g, 6, 3, weights);
             for (int r = 0; r < 3; r++)
                 for (int c = 0; c < 3; c++) AT(gradient + ((part * 3 + r) * 3 + c) * C * C + k) = g[r][c];
