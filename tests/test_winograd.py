@@ -8,7 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from vggres import winograd
+from vggres.engine import Engine
 from vggres.models import build, layers
+from vggres.training import description
 
 compiles = pytest.mark.skipif(winograd.compiled() is None, reason="there is no C compiler here")
 
@@ -96,6 +98,16 @@ def test_it_takes_the_place_of_those_convolutions_only_that_it_can_do():
     others = [dict(stride=2), dict(dilation=2), dict(groups=2), dict(padding_mode="circular"), dict(padding=0)]
     others = [nn.Conv2d(32, 32, 3, **dict(padding=1) | changed) for changed in others]
     assert not winograd.use(nn.Sequential(*others, nn.Conv2d(32, 32, 5, padding=1), nn.Conv2d(16, 32, 3, padding=1)))
+
+
+@compiles
+@pytest.mark.parametrize(
+    "precision, name, ours", [("fp32", "vgg08", True), ("fp32", "resnet18", False), ("bf16", "vgg08", False)]
+)
+def test_the_engine_uses_it_in_float32_where_there_is_something_to_do(precision, name, ours):
+    engine = Engine(build(name, 0), 1e-3, 0.0, torch.device("cpu"), precision)
+    assert engine.winograd == ours == any(isinstance(m, winograd.Conv2d) for m in engine.net.modules())
+    assert description(engine)["convolution"] == ("winograd" if ours else "torch")
 
 
 def test_without_a_compiler_a_net_stays_as_it_is(monkeypatch):
