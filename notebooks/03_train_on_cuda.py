@@ -311,7 +311,7 @@ def outcome(net, batch):
 
 
 def errors(ours, exact):
-    return [f"{((a - b).norm() / b.norm()).item():.0e}" for a, b in zip(ours, exact, strict=True)]
+    return [((a - b).norm() / b.norm()).item() for a, b in zip(ours, exact, strict=True)]
 
 
 net = build("vgg38", seed=0, init="delta-orthogonal", slope=0.6).train()
@@ -321,10 +321,10 @@ if winograd.use(net):
     found["winograd, float32"] = errors(outcome(net, x), exact)
 
 # %% tags=["nbval-ignore-output"]
-pd.DataFrame(found, index=["logits", "gradient of the first layer"]).T
+pd.DataFrame(found, index=["logits", "gradient of the first layer"]).T.map("{:.0e}".format)
 
 # %%
-assert all(float(error) < 1e-3 for row in found.values() for error in row)
+assert all(np.allclose(row, found["torch, float32"], rtol=1, atol=1e-3) for row in found.values())
 
 # %% [markdown]
 # By itself such a convolution is less exact, by $1.4 \cdot 10^{-6}$ of its output instead of $3 \cdot 10^{-7}$
