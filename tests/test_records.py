@@ -310,9 +310,12 @@ def git(copy):
 
 
 def test_the_commit_is_that_of_the_checkout(copy, git):
-    git("add", "vggres")
+    beside = copy.parent / "checkpoint.pt"  # as in unfinished/: it changes with every epoch
+    beside.write_text("1")
+    git("add", "vggres", beside.name)
     git("commit", "--quiet", "-m", "all")
     head = git("rev-parse", "HEAD")
+    beside.write_text("2")
     assert records.provenance() == {"commit": head, "dirty": False}
 
     (copy / "models.py").write_text("")

@@ -49,7 +49,7 @@ def folder_of(results: Path | str, name: str, seed: int) -> Path:
 
 @functools.cache
 def provenance() -> dict:
-    """The commit of the code that runs, and whether tracked files differ from it.
+    """The commit of the code that runs, and whether the tracked files of this package differ from it.
 
     It is read once in a process, since what is edited later is not what runs. `VGGRES_COMMIT` names it where the tree
     stands without its repository.
@@ -72,7 +72,7 @@ def provenance() -> dict:
         git("ls-files", "--error-unmatch", here.name)
         return {
             "commit": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no", ".")),
         }
     except (OSError, subprocess.CalledProcessError):
         raise UserError(
