@@ -86,6 +86,14 @@ def test_what_it_is_not_made_for_is_torchs(dtype, size):
 
 
 @compiles
+def test_an_image_without_a_batch_and_a_wrong_number_of_channels_are_torchs_too():
+    conv, (x,) = layer(bias=True), batch(1, 8, 8)
+    assert torch.equal(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
+    with pytest.raises(RuntimeError, match="channels"):
+        conv(x[None, :16])
+
+
+@compiles
 def test_it_takes_the_place_of_those_convolutions_only_that_it_can_do():
     net = build("vgg50-bn-rc", 0)
     assert winograd.use(net)

@@ -29,11 +29,12 @@ def compiled() -> ctypes.CDLL | None:
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` of 32 channels to 32, 3x3, stride 1, padding 1. What is not float32, or no multiple of 4 pixels high
-    and wide, is left to torch."""
+    """`nn.Conv2d` of 32 channels to 32, 3x3, stride 1, padding 1. What is no batch of such images, in float32 on a CPU,
+    multiples of 4 pixels high and wide, is left to torch."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == self.weight.dtype == torch.float32 and not (x.shape[2] % TILE or x.shape[3] % TILE):
+        ours = x.ndim == 4 and x.shape[1] == CHANNELS and not (x.shape[2] % TILE or x.shape[3] % TILE)
+        if ours and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
             return _Convolution.apply(x, self.weight, self.bias)
         return super().forward(x)
 
@@ -41,10 +42,11 @@ class Conv2d(nn.Conv2d):
 def use(net: nn.Module) -> bool:
     """Make a `Conv2d` of this module of every convolution of a net that can be one. Returns: whether there are any."""
     same = [m for m in net.modules() if isinstance(m, nn.Conv2d) and _fits(m)]
-    if same and compiled():
-        for module in same:
-            module.__class__ = Conv2d
-    return bool(same and compiled())
+    if not (same and compiled()):
+        return False
+    for module in same:
+        module.__class__ = Conv2d
+    return True
 
 
 def _fits(m: nn.Conv2d) -> bool:
