@@ -176,18 +176,21 @@ void convolve(const float *x, const float *weight, const float *bias, float *y, 
     }
 }
 
-/* The gradient of the weight, (threads, 3, 3, in, out), each thread's from its part of the tiles; dy is the output's. */
-void weight_gradient(const float *x, const float *dy, float *gradient, int n, int h, int w, int threads) {
+/* The gradients of the weight, (threads, 3, 3, in, out), and of the bias, (threads, out), each thread's from its part of
+   the tiles; dy is the output's. Of a tile's points, (1, 1) is the sum of its dy. */
+void weight_gradient(const float *x, const float *dy, float *gradient, float *bias, int n, int h, int w, int threads) {
     long tiles = (long)n * (h / 4) * (w / 4), blocks = (tiles + TILES - 1) / TILES;
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (int part = 0; part < threads; part++) {
         float du[6][6][C][C] = {0};
+        vec sum[C / LANES] = {0};
         for (long b = blocks * part / threads; b < blocks * (part + 1) / threads; b++) {
             Points v, d;
             int here = tiles - b * TILES < TILES ? tiles - b * TILES : TILES;
             for (int t = 0; t < here; t++) {
                 to_points(x, h, w, b * TILES + t, 1, input_points, v, t);
                 to_points(dy, h, w, b * TILES + t, 0, gradient_points, d, t);
+                for (int j = 0; j < C / LANES; j++) sum[j] += AT(&d[1][1][t][j * LANES]);
             }
             for (int r = 0; r < 6; r++)
                 for (int c = 0; c < 6; c++) {
@@ -196,6 +199,7 @@ void weight_gradient(const float *x, const float *dy, float *gradient, int n, in
                     add_product(v[r][c], d[r][c], du[r][c], here);
                 }
         }
+        for (int j = 0; j < C / LANES; j++) AT(bias + part * C + j * LANES) = sum[j];
         for (int k = 0; k < C * C; k += LANES) {
             vec g[6][6];
             for (int r = 0; r < 6; r++)

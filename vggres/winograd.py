@@ -65,12 +65,12 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy: Tensor):
         (x, weight), (of_x, of_weight, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
-        dy = dy.contiguous(memory_format=torch.channels_last)
-        return (
-            _convolve(dy, weight.flip(2, 3).permute(2, 3, 0, 1), None) if of_x else None,
-            _weight_gradient(x, dy) if of_weight else None,
-            dy.sum((0, 2, 3)) if of_bias else None,
-        )
+        dy, dx, dw, db = dy.contiguous(memory_format=torch.channels_last), None, None, None
+        if of_x:
+            dx = _convolve(dy, weight.flip(2, 3).permute(2, 3, 0, 1), None)
+        if of_weight or of_bias:
+            dw, db = _parameter_gradients(x, dy)
+        return dx, dw, db if of_bias else None
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -80,11 +80,12 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def _weight_gradient(x: Tensor, dy: Tensor) -> Tensor:
-    """Shapes: (N, 32, H, W) twice -> (out, in, 3, 3)"""
-    parts = torch.empty(torch.get_num_threads(), 3, 3, CHANNELS, CHANNELS)
-    _call("weight_gradient", x, dy, parts)
-    return parts.sum(0).permute(3, 2, 0, 1)
+def _parameter_gradients(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """Shapes: (N, 32, H, W) twice -> (out, in, 3, 3), (out,)"""
+    threads = torch.get_num_threads()
+    weights, biases = torch.empty(threads, 3, 3, CHANNELS, CHANNELS), torch.empty(threads, CHANNELS)
+    _call("weight_gradient", x, dy, weights, biases)
+    return weights.sum(0).permute(3, 2, 0, 1), biases.sum(0)
 
 
 def _call(kernel: str, x: Tensor, *others: Tensor | None) -> None:
