@@ -397,13 +397,15 @@ assert five["VGG38", "0.001"] == 1 and mended > 15 and mended > five["VGG38 RC",
 # So it holds on the real images: after five epochs the plain VGG38 of the reports still guesses, and the same net with
 # other initial weights, another slope and a smaller step has learned about as much as the repaired ones; a single run
 # each. It took the weights, the slope and the step. With these weights and this slope, and a step that is small only
-# where it has to be, a longer run classifies more than half of the test images correctly (chapter 12). What is still
-# missing: report A's best VGG38, with both repairs and a step of 1e-2, has 59.95 % of its validation images, after 100
-# epochs by its table and 250 by its text.
+# where it has to be (by Muon, chapter 12), the plain net has 60.9 % of the validation images after a hundred epochs,
+# and 61.4 % of the test images. Report A's best VGG38, with both repairs and a step of 1e-2, has 59.95 % of its
+# validation images, after 100 epochs by its table and 250 by its text. Against that net it is not accuracy that is
+# missing but ease: BN and shortcuts bear Adam's step of 1e-2 in all layers, where the plain net must be told which of
+# them to move how far. (With weight decay, which the plain net has not been tried with, report B's has 65.32 %.)
 
 # %%
-longest = records.read(records.folder_of(records.default_root(), f"{MUON.name}-15ep", 0))
-assert longest["model"]["params"] == 336_196 and longest["result"]["test_acc"] >= 0.5
+whole = records.read(records.folder_of(records.default_root(), MUON.name, 0))
+assert whole["model"]["params"] == 336_196 and whole["result"]["epochs"] == 100 and whole["result"]["test_acc"] > 0.55
 
 # %% [markdown]
 # ## What was shown

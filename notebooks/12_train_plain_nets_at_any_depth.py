@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vggres import build, data, figures, probes, records
+from vggres import build, data, figures, probes, records, tables
 from vggres.models import VGG, initialise
 from vggres.muon import Muon, TwoRates
 from vggres.runs import MENDED, MENDED_68, MUON, MUON_68, TWO_RATES
@@ -192,8 +192,8 @@ assert abs(ends["248 layers, Muon"] - ends["38 layers, Muon"]) < 0.4 and ends["B
 # The *mended* plain VGG38 and VGG68, with weights, slope and step as above (rounded), were trained for five epochs by
 # Adam, each at its own step, and by Muon, all at 2e-2; the first by Adam at two rates as well. So were the best
 # repaired net and the VGG38 of the reports; SkipInit, which has shortcuts, no batch normalisation, and branches that
-# start as nothing (chapter 08), so far by Muon only. The mended VGG38 has had fifteen epochs of Muon, too, in a run of
-# its own, and VGG08 all its hundred:
+# start as nothing (chapter 08), so far by Muon only. The mended VGG38 has had a hundred epochs of Muon, too, as VGG08
+# has had of Adam; and fifteen, in a run of its own:
 
 # %%
 nets = {
@@ -206,10 +206,7 @@ nets = {
 five = pd.DataFrame.from_dict(nets, "index", columns=["Adam", "Muon"]) + "-5ep"
 panels = {f"{how}, five epochs": five[how].to_dict() for how in five}
 panels["Adam, five epochs"]["mended VGG38, two rates"] = two_rates = f"{TWO_RATES.name}-5ep"
-panels["Longer: Muon, 15 epochs; VGG08, Adam, 100"] = {
-    **{text: f"{nets[text][1]}-15ep" for text in ("mended VGG38", "VGG38 BN + RC")},
-    "VGG08": "vgg08",
-}
+panels["A hundred: VGG38 by Muon, VGG08 by Adam"] = {"mended VGG38": MUON.name, "VGG08": "vgg08"}
 figures.picture(figures.histories(panels, metric="acc"))
 
 # %%
@@ -233,10 +230,12 @@ assert abs(between - adam["mended VGG38"]) < 3 and between < muon["mended VGG38"
 print(f"mended VGG38: Adam {adam['mended VGG38']:.1f}, at two rates {between:.1f}, Muon {muon['mended VGG38']:.1f} %")
 
 # %%
-plain = runs.loc[f"{MUON.name}-15ep"]
-assert plain.params == 336_196 and runs.loc[f"{MUON_68.name}-5ep", "params"] == 612_676
-assert plain.test_acc >= 0.5 and plain.val_acc > runs.loc["vgg08", "val_acc"]
-print(f"mended VGG38, Muon, 15 epochs: validation {plain.val_acc:.2%}, test {plain.test_acc:.2%}")
+told = tables.reported().query("report == 'A' and exhibit == 'Table 1' and metric == 'val_acc'")
+plain = runs.loc[[f"{MUON.name}-15ep", MUON.name]]
+assert set(plain.params) == {336_196} and runs.loc[f"{MUON_68.name}-5ep", "params"] == 612_676
+assert plain.test_acc.min() > 0.5 and plain.val_acc.min() > runs.loc["vgg08", "val_acc"]
+assert plain.test_acc[MUON.name] > 0.55 and plain.val_acc[MUON.name] > told.value.max() - 0.02
+(100 * plain.set_index("epochs")[["train_acc", "val_acc", "test_acc"]]).map("{:.2f}".format)
 
 # %% [markdown]
 # **Figure 3 and Table 1.** Training dashed, validation solid; single runs, but for VGG08's three. *Left*: by Adam the
@@ -250,16 +249,22 @@ print(f"mended VGG38, Muon, 15 epochs: validation {plain.val_acc:.2%}, test {pla
 # procedural ones, two rates alone take the mended VGG38 from 23.4 only to 24.0 % (brown), and steps that are equally
 # long in all directions to 40.6 %.
 #
-# *Right*: without normalisation in its depth, without a shortcut, with the 336,196 parameters of the net that "cannot
-# be trained", the mended VGG38 classifies 52.5 % of the test images correctly after fifteen epochs, and 52.0 % of the
-# validation images; VGG08, which trains as it stands, is at 49.4 % (mean of three) after a hundred. Report A prints
-# 51.39 % (validation) for VGG38 with BN, after 100 epochs by its table and 250 by its text, and 52.32 % for VGG38 with
-# shortcuts, after 100. What it took: the weights, the slope, and a step that is small in the middle, large at the ends
-# and equally long in all directions. What is missing: eight points to report A's best VGG38, BN + RC at 1e-2, with
-# 59.95 %, again after 100 epochs by its table and 250 by its text. How much of that is a matter of the epochs is open:
-# over five epochs, by the same steps, it is the one or two points above; for longer they are not measured beside one
-# another. The rates were chosen for the mended VGG38, in trials of 160 steps, by training loss; for the other nets none
-# was tried by Muon, and for the two rates four in the middle, none at the ends.
+# *Right*, and the table above (accuracy in percent, by epochs): without normalisation in its depth, without a shortcut,
+# with the 336,196 parameters of the net that "cannot be trained", the mended VGG38 classifies 61.4 % of the test images
+# correctly after a hundred epochs, and 60.9 % of the validation images; VGG08, which trains as it stands, is at 49.4 %
+# (mean of three). Of VGG38 report A prints 51.39 % (validation) with BN, 52.32 % with shortcuts, and 59.95 % with both,
+# at 1e-2; the first and the last after 100 epochs by its table and 250 by its text. Report B, with shortcuts in all
+# blocks, prints 61.36 to 62.32 % for three seeds, and 65.32 % with a weight decay of 1e-3. So the plain net is far
+# above what they print for one repair alone, and level with both where weights do not decay, as its own do not: 2,500
+# images place an accuracy within two points either way, and this is one run. What it took: the weights, the slope, and
+# a step that is small in the middle, large at the ends and equally long in all directions.
+#
+# What is missing? BN + RC bears a step of 1e-2 by Adam in all layers. By the same steps as the plain net it is a point
+# ahead after five epochs; whether it still is after a hundred is not measured. The plain net knows 77 % of the images
+# that it is trained on by then, and its validation loss has hardly fallen since the sixtieth epoch; whether it would
+# bear the weight decay that helps the others is not measured, either. The rates were chosen for it, in trials of 160
+# steps, by training loss; for the other nets none was tried by Muon, and for the two rates four in the middle, none at
+# the ends.
 #
 # ## What was shown
 #
@@ -270,8 +275,8 @@ print(f"mended VGG38, Muon, 15 epochs: validation {plain.val_acc:.2%}, test {pla
 #   procedural images, and little on CIFAR-100; there the steps must be equally long in all directions as well, and the
 #   nets learn several times as fast.
 # - On CIFAR-100, with such steps, plain nets of 38 and of 68 layers are at 40.6 and 39.8 % (validation) after five
-#   epochs, and nets with shortcuts, with batch normalisation or without, at 41.4 and 41.8 %; the first is at 52.5 % of
-#   the test images after fifteen.
+#   epochs, and nets with shortcuts, with batch normalisation or without, at 41.4 and 41.8 %; after a hundred the first
+#   has 60.9 %, level with what the reports print for VGG38 with both repairs and no weight decay.
 # - Such steps are no repair: a net whose weights let all images become one does not learn by them, either.
 # - Depth does not stop a plain net. Nothing here shows that it helps, either: by construction, what the slope leaves of
 #   the nonlinearity at the start is the same for all depths.

@@ -244,11 +244,11 @@ def cost(results: Path | str | None = None) -> str:
 
 def readme_table(results: Path | str | None = None) -> str:
     """What stands between the README's markers."""
-    shorter = {n: find(n).epochs for name in TABLE_1 + FIXES for n in versions(name)[1:]}
+    others = {n: find(n).epochs for name in TABLE_1 + FIXES for n in versions(name) if n not in TABLE_1}
     have, parts = set(records.load_runs(results).run), [markdown(table_1(results))]
-    for epochs in sorted(set(shorter.values()), reverse=True):
-        if names := [n for n in RUNS if n in have and shorter.get(n) == epochs]:
-            parts.append(f"For {epochs} epochs only (no report prints these):")
+    for epochs in sorted(set(others.values()), reverse=True):
+        if names := [n for n in RUNS if n in have and others.get(n) == epochs]:
+            parts.append(f"Runs of {epochs} epochs that no report prints:")
             parts.append(markdown(table_1(results, names)))
     return "\n\n".join([*parts, cost(results)])
 
