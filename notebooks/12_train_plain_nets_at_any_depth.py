@@ -5,7 +5,8 @@
 # learns. Slope and step were searched for. Can they be computed, for any depth? And why must the step be so small?
 #
 # **You will see** plain nets of 38 to 248 layers learn at the same pace; how long a step is in each of its directions;
-# and an optimiser by which every net that is mended learns several times faster.
+# and an optimiser by which every net that is mended learns several times faster, the plain VGG38 up to 61 % of
+# CIFAR-100's test images.
 # **You will learn** that depth is not what stops a plain net; and that a step may be large at the ends of a net, and in
 # its middle if it is equally long in all directions.
 # **You need** chapter 08, and about a minute and a half of two CPU cores.
