@@ -194,7 +194,7 @@ assert abs(ends["248 layers, Muon"] - ends["38 layers, Muon"]) < 0.4 and ends["B
 # Adam, each at its own step, and by Muon, all at 2e-2; the first by Adam at two rates as well. So were the best
 # repaired net and the VGG38 of the reports; SkipInit, which has shortcuts, no batch normalisation, and branches that
 # start as nothing (chapter 08), so far by Muon only. The mended VGG38 has had a hundred epochs of Muon, too, as VGG08
-# has had of Adam; and fifteen, in a run of its own:
+# has had of Adam; and it and the best repaired net have had fifteen, in runs of their own:
 
 # %%
 nets = {
@@ -232,11 +232,14 @@ print(f"mended VGG38: Adam {adam['mended VGG38']:.1f}, at two rates {between:.1f
 
 # %%
 told = tables.reported().query("report == 'A' and exhibit == 'Table 1' and metric == 'val_acc'")
-plain = runs.loc[[f"{MUON.name}-15ep", MUON.name]]
-assert set(plain.params) == {336_196} and runs.loc[f"{MUON_68.name}-5ep", "params"] == 612_676
-assert plain.test_acc.min() > 0.5 and plain.val_acc.min() > runs.loc["vgg08", "val_acc"]
-assert plain.test_acc[MUON.name] > 0.55 and plain.val_acc[MUON.name] > told.value.max() - 0.02
-(100 * plain.set_index("epochs")[["train_acc", "val_acc", "test_acc"]]).map("{:.2f}".format)
+longer = {(text, 15): f"{nets[text][1]}-15ep" for text in ("mended VGG38", "VGG38 BN + RC")}
+longer |= {("mended VGG38", 100): MUON.name}
+plain, repaired = runs.loc[MUON.name], runs.loc[longer["VGG38 BN + RC", 15]]
+assert plain.params == 336_196 and runs.loc[f"{MUON_68.name}-5ep", "params"] == 612_676
+assert plain.test_acc > 0.55 and plain.val_acc > max(told.value.max() - 0.02, runs.loc["vgg08", "val_acc"])
+assert 0.01 < repaired.val_acc - runs.loc[longer["mended VGG38", 15], "val_acc"] < 0.04
+found = runs.loc[list(longer.values()), ["train_acc", "val_acc", "test_acc"]]
+(100 * found.set_index(pd.MultiIndex.from_tuples(longer, names=["by Muon", "epochs"]))).map("{:.2f}".format)
 
 # %% [markdown]
 # **Figure 3 and Table 1.** Training dashed, validation solid; single runs, but for VGG08's three. *Left*: by Adam the
@@ -250,8 +253,8 @@ assert plain.test_acc[MUON.name] > 0.55 and plain.val_acc[MUON.name] > told.valu
 # procedural ones, two rates alone take the mended VGG38 from 23.4 only to 24.0 % (brown), and steps that are equally
 # long in all directions to 40.6 %.
 #
-# *Right*, and the table above (accuracy in percent, by epochs): without normalisation in its depth, without a shortcut,
-# with the 336,196 parameters of the net that "cannot be trained", the mended VGG38 classifies 61.4 % of the test images
+# *Right*, and the table above (accuracy in percent): without normalisation in its depth, without a shortcut, with the
+# 336,196 parameters of the net that "cannot be trained", the mended VGG38 classifies 61.4 % of the test images
 # correctly after a hundred epochs, and 60.9 % of the validation images; VGG08, which trains as it stands, is at 49.4 %
 # (mean of three). Of VGG38 report A prints 51.39 % (validation) with BN, 52.32 % with shortcuts, and 59.95 % with both,
 # at 1e-2; the first and the last after 100 epochs by its table and 250 by its text. Report B, with shortcuts in all
@@ -261,11 +264,11 @@ assert plain.test_acc[MUON.name] > 0.55 and plain.val_acc[MUON.name] > told.valu
 # a step that is small in the middle, large at the ends and equally long in all directions.
 #
 # What is missing? BN + RC bears a step of 1e-2 by Adam in all layers. By the same steps as the plain net it is a point
-# ahead after five epochs; whether it still is after a hundred is not measured. The plain net knows 77 % of the images
-# that it is trained on by then, and its validation loss has hardly fallen since the sixtieth epoch; whether it would
-# bear the weight decay that helps the others is not measured, either. The rates were chosen for it, in trials of 160
-# steps, by training loss; for the other nets none was tried by Muon, and for the two rates four in the middle, none at
-# the ends.
+# ahead after five epochs, and two after fifteen, where it has learned what it is trained on better, too (60.7 against
+# 55.5 %); how they compare after a hundred is not measured. The plain net knows 77 % of the images that it is trained
+# on by then, and its validation loss has hardly fallen since the sixtieth epoch; whether it would bear the weight decay
+# that helps the others is not measured, either. The rates were chosen for it, in trials of 160 steps, by training loss;
+# for the other nets none was tried by Muon, and for the two rates four in the middle, none at the ends.
 #
 # ## What was shown
 #
