@@ -178,7 +178,7 @@ void convolve(const float *x, const float *weight, const float *bias, float *y, 
 
 /* The gradients of the weight, (threads, 3, 3, in, out), and of the bias, (threads, out), each thread's from its part of
    the tiles; dy is the output's. Of a tile's points, (1, 1) is the sum of its dy. */
-void weight_gradient(const float *x, const float *dy, float *gradient, float *bias, int n, int h, int w, int threads) {
+void parameter_gradients(const float *x, const float *dy, float *weight, float *bias, int n, int h, int w, int threads) {
     long tiles = (long)n * (h / 4) * (w / 4), blocks = (tiles + TILES - 1) / TILES;
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (int part = 0; part < threads; part++) {
@@ -206,7 +206,7 @@ void weight_gradient(const float *x, const float *dy, float *gradient, float *bi
                 for (int c = 0; c < 6; c++) g[r][c] = AT(&du[r][c][k / C][k % C]);
             both_ways(g, 6, 3, weights);
             for (int r = 0; r < 3; r++)
-                for (int c = 0; c < 3; c++) AT(gradient + ((part * 3 + r) * 3 + c) * C * C + k) = g[r][c];
+                for (int c = 0; c < 3; c++) AT(weight + ((part * 3 + r) * 3 + c) * C * C + k) = g[r][c];
         }
     }
 }

@@ -84,7 +84,7 @@ def _parameter_gradients(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
     """Shapes: (N, 32, H, W) twice -> (out, in, 3, 3), (out,)"""
     threads = torch.get_num_threads()
     weights, biases = torch.empty(threads, 3, 3, CHANNELS, CHANNELS), torch.empty(threads, CHANNELS)
-    _call("weight_gradient", x, dy, weights, biases)
+    _call("parameter_gradients", x, dy, weights, biases)
     return weights.sum(0).permute(3, 2, 0, 1), biases.sum(0)
 
 
