@@ -209,7 +209,7 @@ assert jumps["cosine once a batch"] > 3 * jumps["cosine once an epoch"] and spre
 # %% [markdown]
 # **Figure 1.** Dotted: what the reports print. Curves: seed 0; in the table "cosine once an epoch" is the mean of
 # three. The training accuracy tells the recipes apart, and each report lies on a line of its own: B on the cosine that
-# falls once an epoch, A on the one that swings by the batch. That run lies within 0.3 points and 0.02 nats of A's
+# falls once an epoch, A on the one that swings by the batch. That run lies 0.3 points and 0.02 nats from A's
 # training accuracy and loss, where the recipe as it is written is 3.4 points and 0.14 nats away. So the two reports,
 # which tell their recipe in the same words, seem to have trained by the two versions of one framework; "cosine
 # annealing" in report A's table would be no annealing at all.
@@ -218,7 +218,7 @@ assert jumps["cosine once a batch"] > 3 * jumps["cosine once an epoch"] and spre
 # next, and A's 46.84 % lies among these. Without crops and flips VGG08 fits the training images 12 points better than
 # report B's did, so B's VGG08 was trained with them.
 #
-# These are single runs of one net, and the rule above gives them no verdict. Whether A's VGG38 were trained so too, its
+# The two new runs are single ones of one net; the rule above gives them no verdict. Whether A's VGG38 were trained so too, its
 # repaired nets tell (`vgg38-bn-rc-cosine-step` and the like); how B's "ResNet" came to fit 86 % of its training images,
 # `vgg38-resnet-no-augment`. Both wait for a GPU.
 #
