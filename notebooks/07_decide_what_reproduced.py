@@ -218,9 +218,9 @@ assert jumps["cosine once a batch"] > 3 * jumps["cosine once an epoch"] and spre
 # next, and A's 46.84 % lies among these. Without crops and flips VGG08 fits the training images 12 points better than
 # report B's did, so B's VGG08 was trained with them.
 #
-# The two new runs are single ones of one net; the rule above gives them no verdict. Whether A's VGG38 were trained so too, its
-# repaired nets tell (`vgg38-bn-rc-cosine-step` and the like); how B's "ResNet" came to fit 86 % of its training images,
-# `vgg38-resnet-no-augment`. Both wait for a GPU.
+# The two new runs are single ones of one net; the rule above gives them no verdict. Whether A's VGG38 were trained so
+# too, its repaired nets tell (`vgg38-bn-rc-cosine-step` and the like); how B's "ResNet" came to fit 86 % of its
+# training images, `vgg38-resnet-no-augment`. Both wait for a GPU.
 #
 # Some questions no run here will decide:
 #
