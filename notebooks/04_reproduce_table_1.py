@@ -76,9 +76,9 @@ assert abs(away["report B"]) < 1 < away["report A"] < 4
 # Our VGG08 agrees with report B's: all four numbers to a point or 0.03 nats. It was trained *with* crops and flips.
 # Report B does not say whether it did; without them the net fits its images far better than B's (`vgg08-no-augment`).
 # Report A's VGG08 stays two and a half points below in validation and more than three in training. The nets agree as
-# far as A prints (60 K parameters), so the recipes differ: with a cosine that is stepped once a batch instead of once
-# an epoch (`vgg08-cosine-step`) the training accuracy is A's. Chapter 07 shows both runs, and makes a verdict of each
-# number.
+# far as A prints (60 K parameters), so the recipes probably differ: with a cosine that is stepped once a batch instead
+# of once an epoch (`vgg08-cosine-step`) the training accuracy is A's, to 0.3 points. These are one seed each. Chapter
+# 07 shows both runs, and makes a verdict of each number.
 #
 # ## Five epochs of five nets
 #
