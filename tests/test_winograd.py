@@ -114,7 +114,11 @@ def test_it_takes_the_place_of_those_convolutions_only_that_it_can_do():
 )
 def test_the_engine_uses_it_in_float32_where_there_is_something_to_do(precision, name, ours):
     engine = Engine(build(name, 0), 1e-3, 0.0, torch.device("cpu"), precision)
-    assert engine.winograd == ours == any(isinstance(m, winograd.Conv2d) for m in engine.net.modules())
+    assert (
+        (engine.convolution == winograd.NAME)
+        == ours
+        == any(isinstance(m, winograd.Conv2d) for m in engine.net.modules())
+    )
     assert description(engine)["convolution"] == ("winograd" if ours else "torch")
 
 

@@ -1,9 +1,10 @@
 """One training step, and evaluation, as fast as the device allows.
 
 CPU: channels-last memory and, where the processor has it, bf16 arithmetic, elsewhere float32 with convolutions of our
-own (`winograd`); freed memory is kept for the next step. CUDA: the same with the data on the device, and the whole
-step, from the crop to the optimiser, captured as one CUDA graph. Weights, optimiser state and batch-norm statistics
-stay in float32; nothing is read back from the device between two calls of `metrics`.
+own (`winograd`); freed memory is kept for the next step. CUDA: the data on the device, blocks of our own that pass over
+memory less often (`fused`), and the whole step, from the crop to the optimiser, captured as one CUDA graph. Weights,
+optimiser state and batch-norm statistics stay in float32; nothing is read back from the device between two calls of
+`metrics`.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
-from vggres import winograd
+from vggres import fused, winograd
 from vggres.data import Images, Plan
 from vggres.errors import UserError
 from vggres.muon import Muon, TwoRates
@@ -61,8 +62,8 @@ class Engine:
     it after `metrics` and `evaluate`.
 
     Args:
-        net: moved to the device in place; its LeakyReLUs then overwrite their input, and on a CPU in float32 its
-            convolutions of 32 channels are those of `winograd`.
+        net: moved to the device in place; its LeakyReLUs then overwrite their input. On a CPU in float32 its
+            convolutions of 32 channels become those of `winograd`, on CUDA in bf16 its blocks those of `fused`.
         lr, weight_decay: the step size and a coupled L2 decay.
         device, precision: see `pick_device` and `pick_precision`.
         optimizer: "adam" (Kingma and Ba, 2015) as in `torch.optim`, "sgd", with momentum 0.9, "muon" or
@@ -87,7 +88,8 @@ class Engine:
         for module in net.modules():
             if isinstance(module, nn.LeakyReLU):
                 module.inplace = True  # a third less to keep for the backward pass
-        self.winograd = device.type == "cpu" and self.precision == "fp32" and winograd.use(self.net)
+        ours = {("cpu", "fp32"): winograd, ("cuda", "bf16"): fused}.get((device.type, self.precision))
+        self.convolution = ours.NAME if ours and ours.use(self.net) else "torch"
         # Fused, both read the rate from a tensor on the device; SGD does so only fused, and needs no `capturable`.
         make, options = {
             "adam": (torch.optim.Adam, {"capturable": on_gpu}),

@@ -201,7 +201,7 @@ def description(engine: Engine) -> dict:
         "type": engine.device.type,
         "name": device_name(engine.device),
         "precision": engine.precision,
-        "convolution": "winograd" if engine.winograd else "torch",
+        "convolution": engine.convolution,
         "threads": torch.get_num_threads(),
     }
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-CHANNELS, TILE = 32, 4
+NAME, CHANNELS, TILE = "winograd", 32, 4
 
 
 @functools.cache
