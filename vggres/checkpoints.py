@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -52,6 +53,12 @@ class State:
             self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
 
 
+TABLES = (
+    "history",
+    "gradients",
+)  # in a checkpoint as JSON: thousands of numbers cost `torch.save` more than the weights
+
+
 def checkpoints(folder: Path) -> tuple[Path, Path]:
     """The newest checkpoint and the one before it."""
     return folder / "checkpoint.pt", folder / "checkpoint-previous.pt"
@@ -64,7 +71,7 @@ def save(folder: Path, run: Run, seed: int, engine: Engine, state: State) -> Non
         {
             "run": run.to_dict(),
             "seed": seed,
-            "state": vars(state),
+            "state": vars(state) | {part: json.dumps(getattr(state, part)) for part in TABLES},
             "net": engine.net.state_dict(),
             "optimizer": engine.optimizer.state_dict(),
         },
@@ -89,6 +96,7 @@ def newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict | Non
             continue
         if hashlib.sha256(content[32:]).digest() == content[:32]:
             whole = torch.load(io.BytesIO(content[32:]), map_location=device, weights_only=True)
+            whole["state"] |= {part: json.loads(whole["state"][part]) for part in TABLES}
             return whole | {"path": path}, damaged
         damaged.append(path)
     return None, damaged

@@ -106,6 +106,7 @@ class Engine:
         self._seen = 0
         self._stream = torch.cuda.Stream(device) if on_gpu else None
         self._captured: dict[tuple[Images, int], _Captured] = {}  # by batch size
+        self._last: _Captured | None = None  # whose gradients the parameters hold
         if on_gpu:
             torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
             torch.backends.cudnn.allow_tf32 = False  # float32 means float32
@@ -195,6 +196,7 @@ class _Captured:
             choice.record_stream(engine._stream)  # its memory is not given to others before this stream has read it
         if self.calls <= WARM_UP:
             engine._train(images, plan)
+            engine._last = self
             return
         if self.calls == WARM_UP + 1:
             self.plan, self.graph = Plan(*(choice.clone() for choice in plan)), torch.cuda.CUDAGraph()
@@ -204,8 +206,10 @@ class _Captured:
         for mine, choice in zip(self.plan, plan, strict=True):
             mine.copy_(choice)
         self.graph.replay()
-        for p, grad in zip(engine.net.parameters(), self.grads, strict=True):
-            p.grad = grad  # a graph of another batch size has its own
+        if engine._last is not self:
+            for p, grad in zip(engine.net.parameters(), self.grads, strict=True):
+                p.grad = grad  # a step of another batch size has its own
+            engine._last = self
 
 
 def keep_freed_memory() -> None:

@@ -10,52 +10,71 @@ def convolution(
     x, w, bias, shortcut, y, sums, pixels, slope,
     SIDE: tl.constexpr, BACK: tl.constexpr, COPIES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Each program makes the results of BLOCK pixels; BACK: the gradient of the input from that of the results."""
-    p, c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, 32)
-    row, column, real = p // SIDE % SIDE, p % SIDE, p < pixels
+    """Each program makes the results of BLOCK pixels; BACK: the gradient of the input from that of the results.
+
+    The three pixels that a row of the kernel needs lie side by side: a product for each row, of 4 pixels, since their
+    numbers must be a power of two; the last counts nothing.
+    """
+    p, c, k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, 32), tl.arange(0, 128)
+    row, column, real, right = p // SIDE % SIDE, p % SIDE, p < pixels, k // 32 - 1
+    inside = (column[:, None] + right[None, :] >= 0) & (column[:, None] + right[None, :] < SIDE) & (right < 2)[None, :]
     total = tl.zeros((BLOCK, 32), tl.float32)
-    for tap in tl.static_range(9):
-        down, right = tap // 3 - 1, tap % 3 - 1
-        inside = real & (row + down >= 0) & (row + down < SIDE) & (column + right >= 0) & (column + right < SIDE)
-        a = tl.load(x + (p + down * SIDE + right)[:, None] * 32 + c[None, :], mask=inside[:, None], other=0.0)
+    for down in tl.static_range(-1, 2):
         if BACK:
-            b = tl.load(w + c[:, None] * 288 + (8 - tap) * 32 + c[None, :])
+            taps = w + (k % 32)[:, None] * 288 + (3 - 3 * down - right)[:, None] * 32 + 32 + c[None, :]
         else:
-            b = tl.load(w + c[None, :] * 288 + tap * 32 + c[:, None])
+            taps = w + c[None, :] * 288 + (down + 1) * 96 + k[:, None]
+        b = tl.load(taps, mask=(right < 2)[:, None], other=0.0)
+        there = inside & (real & (row + down >= 0) & (row + down < SIDE))[:, None]
+        a = tl.load(x + (p + down * SIDE - 1)[:, None] * 32 + k[None, :], mask=there, other=0.0)
         total = tl.dot(a, b.to(a.dtype), total)
     if bias is not None:
         total += tl.load(bias + c)[None, :]
+    at, real = p[:, None] * 32 + c[None, :], real[:, None]
     if shortcut is not None:
-        total += tl.load(shortcut + p[:, None] * 32 + c[None, :], mask=real[:, None], other=0.0).to(tl.float32)
-    result = tl.where(total > 0, total, slope * total).to(a.dtype)
-    tl.store(y + p[:, None] * 32 + c[None, :], result, mask=real[:, None])
+        total += tl.load(shortcut + at, mask=real, other=0.0).to(tl.float32)
+    result = tl.where(total > 0, total, slope * total).to(y.dtype.element_ty)
+    tl.store(y + at, result, mask=real)
     if sums is not None:
-        seen = tl.where(real[:, None], result.to(tl.float32), 0.0)
+        seen = tl.where(real, result.to(tl.float32), 0.0)
         sums += tl.program_id(0) % COPIES * 64
         tl.atomic_add(sums + c, tl.sum(seen, 0), sem="relaxed")
         tl.atomic_add(sums + 32 + c, tl.sum(seen * seen, 0), sem="relaxed")
 
 
 @triton.jit
-def weight_gradient(x, dz, parts, pixels, STEPS: tl.constexpr, SIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """Each program sums over STEPS blocks of pixels, for one row of the kernel."""
-    c, first, down = tl.arange(0, 32), tl.program_id(0) * STEPS * BLOCK, tl.program_id(1) - 1
-    left = tl.zeros((32, 32), tl.float32)
-    middle, right = left, left
+def parameter_gradients(
+    x, dz, parts, pixels, STEPS: tl.constexpr, BIASED: tl.constexpr, SIDE: tl.constexpr, BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """Each program sums over STEPS blocks of pixels, for one row of the kernel; and for the biases."""
+    c, k, down = tl.arange(0, 32), tl.arange(0, 128), tl.program_id(1) - 1
+    right = k // 32 - 1
+    if WIDE:
+        total = tl.zeros((128, 32), tl.float32)
+    else:
+        total = tl.zeros((32, 128), tl.float32)
+    of_bias = tl.zeros((32,), tl.float32)
     for i in range(STEPS):
-        p = first + i * BLOCK + tl.arange(0, BLOCK)
-        row, column = p // SIDE % SIDE + down, p % SIDE
-        real = p < pixels
-        inside = real & (row >= 0) & (row < SIDE)
-        g = tl.load(dz + p[None, :] * 32 + c[:, None], mask=real[None, :], other=0.0)
-        a = x + (p + down * SIDE)[:, None] * 32 + c[None, :]
-        left = tl.dot(g, tl.load(a - 32, mask=(inside & (column > 0))[:, None], other=0.0), left)
-        middle = tl.dot(g, tl.load(a, mask=inside[:, None], other=0.0), middle)
-        right = tl.dot(g, tl.load(a + 32, mask=(inside & (column < SIDE - 1))[:, None], other=0.0), right)
-    part = parts + tl.program_id(0) * 9216 + c[:, None] * 288 + tl.program_id(1) * 96 + c[None, :]
-    tl.store(part, left)
-    tl.store(part + 32, middle)
-    tl.store(part + 64, right)
+        p = (tl.program_id(0) * STEPS + i) * BLOCK + tl.arange(0, BLOCK)
+        row, column, real = p // SIDE % SIDE + down, p % SIDE, p < pixels
+        there = (column[:, None] + right[None, :] >= 0) & (column[:, None] + right[None, :] < SIDE)
+        there = there & (real & (row >= 0) & (row < SIDE))[:, None] & (right < 2)[None, :]
+        a = tl.load(x + (p + down * SIDE - 1)[:, None] * 32 + k[None, :], mask=there, other=0.0)
+        g = tl.load(dz + p[:, None] * 32 + c[None, :], mask=real[:, None], other=0.0)
+        if WIDE:
+            total = tl.dot(tl.trans(a), g, total)
+        else:
+            total = tl.dot(tl.trans(g), a, total)
+        if BIASED:
+            of_bias += tl.sum(g.to(tl.float32), 0)
+    parts += tl.program_id(0) * (9216 + 32 * BIASED)
+    if WIDE:
+        tl.store(parts + c[None, :] * 288 + tl.program_id(1) * 96 + k[:, None], total, mask=(right < 2)[:, None])
+    else:
+        tl.store(parts + c[:, None] * 288 + tl.program_id(1) * 96 + k[None, :], total, mask=(right < 2)[None, :])
+    if BIASED and down == 0:
+        tl.store(parts + 9216 + c, of_bias)
 
 
 @triton.jit

@@ -24,6 +24,9 @@ from vggres.runs import Run
 from vggres.weights import begin, keep
 
 
+APART = 40  # steps between runs that begin together: the end of an epoch keeps the host busy, so not all at once
+
+
 def train(*args, **options) -> dict | None:
     """Train a run and write its record: `train_together` of one. Arguments, result and errors are those of `steps`."""
     ((_, record),) = train_together([steps(*args, **options)])
@@ -45,10 +48,13 @@ def train_together(trainings: Iterable[Generator], at_once: int | None = None) -
     """
     waiting, running = enumerate(trainings), {}
     try:
-        while running := running | dict(islice(waiting, None if at_once is None else at_once - len(running))):
+        while begun := dict(islice(waiting, None if at_once is None else at_once - len(running))) | running:
+            turns = {i: 1 if i in running else 1 + APART * k for k, i in enumerate(begun)}
+            running = begun
             for i, training in list(running.items()):
                 try:
-                    next(training)
+                    for _ in range(turns[i]):
+                        next(training)
                 except StopIteration as end:
                     del running[i]
                     yield i, end.value
