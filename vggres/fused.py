@@ -15,10 +15,9 @@ except ImportError:  # Triton comes with torch where torch has CUDA
     kernels = None
 
 NAME, CHANNELS = "triton", 32
-BLOCK = 128  # pixels a program
+BLOCK, STEP = 128, 64  # pixels a program, and a step of those that sum over many
 COPIES = 16  # of the sums over a batch, so that fewer programs add to the same
 DTYPE = torch.bfloat16
-WIDE = False
 
 
 def use(net: nn.Module) -> bool:
@@ -155,9 +154,9 @@ def _convolve(x, weight, bias=None, shortcut=None, sums=None, slope=1.0, back=Fa
 def _gradients(x: Tensor, weight: Tensor, dz: Tensor, dx: Tensor | None, biased: bool):
     """Of input, to which `dx` is added, weight and bias."""
     pixels, numbers = x.numel() // CHANNELS, weight.numel() + biased * CHANNELS
-    steps = min(8, max(1, pixels // (BLOCK * 100)))  # 100 parts: each for all of the 3 rows of the kernel
-    parts = torch.empty(-(-pixels // (BLOCK * steps)), numbers, device=x.device)
-    kernels.parameter_gradients[(len(parts), 3)](x, dz, parts, pixels, steps, biased, x.shape[2], BLOCK, WIDE)
+    steps = min(16, max(2, pixels // (STEP * 100)))  # 100 parts or fewer, each for all of the 3 rows of the kernel
+    parts = torch.empty(-(-pixels // (STEP * steps)), numbers, device=x.device)
+    kernels.parameter_gradients[(len(parts), 3)](x, dz, parts, pixels, steps, biased, x.shape[2], STEP)
     sums = parts.sum(0)
     dweight = sums[: weight.numel()].view(CHANNELS, 3, 3, CHANNELS).permute(0, 3, 1, 2)
     dbias = sums[weight.numel() :] if biased else None

@@ -10,24 +10,24 @@ def convolution(
     x, w, bias, shortcut, y, sums, pixels, slope,
     SIDE: tl.constexpr, BACK: tl.constexpr, COPIES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Each program makes the results of BLOCK pixels; BACK: the gradient of the input from that of the results.
-
-    The three pixels that a row of the kernel needs lie side by side: a product for each row, of 4 pixels, since their
-    numbers must be a power of two; the last counts nothing.
-    """
-    p, c, k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, 32), tl.arange(0, 128)
-    row, column, real, right = p // SIDE % SIDE, p % SIDE, p < pixels, k // 32 - 1
-    inside = (column[:, None] + right[None, :] >= 0) & (column[:, None] + right[None, :] < SIDE) & (right < 2)[None, :]
+    """Each program makes the results of BLOCK pixels; BACK: the gradient of the input from that of the results."""
+    p, c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, 32)
+    row, column, real = p // SIDE % SIDE, p % SIDE, p < pixels
     total = tl.zeros((BLOCK, 32), tl.float32)
     for down in tl.static_range(-1, 2):
         if BACK:
-            taps = w + (k % 32)[:, None] * 288 + (3 - 3 * down - right)[:, None] * 32 + 32 + c[None, :]
+            taps, right = w + c[:, None] * 288 + (4 - 3 * down) * 32 + c[None, :], -32
         else:
-            taps = w + c[None, :] * 288 + (down + 1) * 96 + k[:, None]
-        b = tl.load(taps, mask=(right < 2)[:, None], other=0.0)
-        there = inside & (real & (row + down >= 0) & (row + down < SIDE))[:, None]
-        a = tl.load(x + (p + down * SIDE - 1)[:, None] * 32 + k[None, :], mask=there, other=0.0)
-        total = tl.dot(a, b.to(a.dtype), total)
+            taps, right = w + c[None, :] * 288 + (4 + 3 * down) * 32 + c[:, None], 32
+        b0, b1, b2 = tl.load(taps - right), tl.load(taps), tl.load(taps + right)  # all loads before the first product
+        here = real & (row + down >= 0) & (row + down < SIDE)
+        at = x + (p + down * SIDE)[:, None] * 32 + c[None, :]
+        a0 = tl.load(at - 32, mask=(here & (column > 0))[:, None], other=0.0)
+        a1 = tl.load(at, mask=here[:, None], other=0.0)
+        a2 = tl.load(at + 32, mask=(here & (column < SIDE - 1))[:, None], other=0.0)
+        total = tl.dot(a0, b0.to(a0.dtype), total)
+        total = tl.dot(a1, b1.to(a0.dtype), total)
+        total = tl.dot(a2, b2.to(a0.dtype), total)
     if bias is not None:
         total += tl.load(bias + c)[None, :]
     at, real = p[:, None] * 32 + c[None, :], real[:, None]
@@ -44,17 +44,16 @@ def convolution(
 
 @triton.jit
 def parameter_gradients(
-    x, dz, parts, pixels, STEPS: tl.constexpr, BIASED: tl.constexpr, SIDE: tl.constexpr, BLOCK: tl.constexpr,
-    WIDE: tl.constexpr,
-):  # fmt: skip
-    """Each program sums over STEPS blocks of pixels, for one row of the kernel; and for the biases."""
+    x, dz, parts, pixels, STEPS: tl.constexpr, BIASED: tl.constexpr, SIDE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Each program sums over STEPS blocks of pixels, for one row of the kernel; and for the biases.
+
+    The three pixels that a row of the kernel needs lie side by side: one product for all, and for a fourth that counts
+    nothing, since their numbers must be a power of two.
+    """
     c, k, down = tl.arange(0, 32), tl.arange(0, 128), tl.program_id(1) - 1
     right = k // 32 - 1
-    if WIDE:
-        total = tl.zeros((128, 32), tl.float32)
-    else:
-        total = tl.zeros((32, 128), tl.float32)
-    of_bias = tl.zeros((32,), tl.float32)
+    total, of_bias = tl.zeros((128, 32), tl.float32), tl.zeros((32,), tl.float32)
     for i in range(STEPS):
         p = (tl.program_id(0) * STEPS + i) * BLOCK + tl.arange(0, BLOCK)
         row, column, real = p // SIDE % SIDE + down, p % SIDE, p < pixels
@@ -62,17 +61,11 @@ def parameter_gradients(
         there = there & (real & (row >= 0) & (row < SIDE))[:, None] & (right < 2)[None, :]
         a = tl.load(x + (p + down * SIDE - 1)[:, None] * 32 + k[None, :], mask=there, other=0.0)
         g = tl.load(dz + p[:, None] * 32 + c[None, :], mask=real[:, None], other=0.0)
-        if WIDE:
-            total = tl.dot(tl.trans(a), g, total)
-        else:
-            total = tl.dot(tl.trans(g), a, total)
+        total = tl.dot(tl.trans(a), g, total)
         if BIASED:
             of_bias += tl.sum(g.to(tl.float32), 0)
     parts += tl.program_id(0) * (9216 + 32 * BIASED)
-    if WIDE:
-        tl.store(parts + c[None, :] * 288 + tl.program_id(1) * 96 + k[:, None], total, mask=(right < 2)[:, None])
-    else:
-        tl.store(parts + c[:, None] * 288 + tl.program_id(1) * 96 + k[None, :], total, mask=(right < 2)[None, :])
+    tl.store(parts + c[None, :] * 288 + tl.program_id(1) * 96 + k[:, None], total, mask=(right < 2)[:, None])
     if BIASED and down == 0:
         tl.store(parts + 9216 + c, of_bias)
 

@@ -23,7 +23,6 @@ from vggres.models import build, count_parameters, layers
 from vggres.runs import Run
 from vggres.weights import begin, keep
 
-
 APART = 40  # steps between runs that begin together: the end of an epoch keeps the host busy, so not all at once
 
 
