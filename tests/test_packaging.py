@@ -69,3 +69,17 @@ def test_the_readmes_speeds_are_the_benchmarks(precision):
     vgg08, vgg38 = (f"{way['ratio']:.1f} times | {100 * way['of_ceiling']:.0f} % |" for way in ours)
     rows = f"| {bench['device']['name']}, {bench['precision']} | VGG08 | {vgg08}\n| | VGG38 BN + RC | {vgg38}\n"
     assert rows in (ROOT / "README.md").read_text()
+
+
+def test_the_readmes_speeds_on_a_gpu_are_the_benchmark_s():
+    bench, readme = json.loads((ROOT / "benchmarks/cuda-bf16.json").read_text()), (ROOT / "README.md").read_text()
+    ((model, row),) = ((row["model"], row) for row in bench["models"])
+    assert model == "vgg38-bn-rc"
+    alone, together = row["ways"]["vggres"], row["ways"]["vggres, 7 together"]
+    speeds = [f"{way['ratio']:.1f} times | {100 * way['of_ceiling']:.0f} % |" for way in (alone, together)]
+    assert (
+        f"{bench['device']['name']}, bf16 | VGG38 BN + RC | {speeds[0]}\n| | seven of them together | {speeds[1]}\n"
+        in readme
+    )
+    assert f"{alone['epoch_s']:.2f} s an epoch, seven together {together['epoch_s']:.1f} s" in readme
+    assert bench["env"]["torch"] in readme and f"{row['peak_memory'] / 1e9:.1f} GB" in readme
