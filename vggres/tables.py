@@ -229,13 +229,14 @@ def markdown(table: pd.DataFrame, metric: str = "val_acc") -> str:
 
 
 def cost(results: Path | str | None = None) -> str:
-    """What was measured on what, and at which commits; with the time where the device is a GPU."""
+    """What was measured on what, and at which commits; with the time where the one device is a GPU."""
     runs = records.load_runs(results)
     if runs.empty:
         return "Nothing has been measured yet."
     parts = []
     for (device, kind, precision), g in runs.groupby(["device", "device_type", "precision"]):
-        time = f", {g.wall_s.sum() / 60:.0f} minutes" * (kind == "cuda")
+        alone = kind == "cuda" and ", then " not in device
+        time = f", {g.wall_s.sum() / 60:.0f} minutes" * alone
         count = f"{len(g)} runs" if len(g) > 1 else "1 run"
         parts.append(f"{count}, {g.epochs.sum()} epochs{time} on {device} ({precision})")
     commits = ", ".join(f"`{c[:7]}`" for c in runs.commit.unique())
