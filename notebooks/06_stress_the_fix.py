@@ -161,10 +161,10 @@ assert max(convs) < 1e-3 < 0.02 < head
 #
 # And it must be felt at all. The reports' Adam adds $\lambda W$ to the gradient and then divides the sum by its own
 # size. How large the gradient of a mini-batch is, in the middle of the layers, a record tells: that of report A's VGG38
-# BN + RC, the nearest that is measured, over its five epochs.
+# BN + RC, the nearest that is measured, over its hundred epochs.
 
 # %%
-flow = records.load_series(figures.recorded("vgg38-bn-rc"), "gradients.csv")
+flow = records.load_series("vgg38-bn-rc", "gradients.csv")
 gradient = flow[flow.epoch > 0].drop(columns=["epoch", "seed"]).median(axis=1).median()
 weight = np.mean([m.weight.abs().mean().item() for name, m in layers(net) if "block" in name])
 share = {f"{decay:g}": f"{decay * weight / gradient:.1%}" for decay in (1e-4, 1e-3, 1e-2)}
