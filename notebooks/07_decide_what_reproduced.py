@@ -259,7 +259,7 @@ tables.for_reading(trained[trained.n == 0])
 # - Three seeds notice a difference of three to six points of validation accuracy between a report and us, by how much
 #   the seeds differ.
 # - All fifteen parameter counts are right. Of the 109 numbers that need training, eight have a verdict so far: all
-#   four of report B's VGG08 are reproduced, and three of report A's four. Another NN have one or two runs.
+#   four of report B's VGG08 are reproduced, and three of report A's four. Another 35 have one or two runs.
 # - Report A's nets fit their training images less well than ours, in every row that learns.
 # - Four of the questions that the reports leave open have runs that decide them. Two are answered for VGG08: report A
 #   very likely stepped its cosine once a batch and report B once an epoch, which is why their numbers differ; and

@@ -1,6 +1,7 @@
 """The reports' figures, redrawn from the records, and the headline; the same bytes on every render."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -278,8 +279,7 @@ def headline(results: Path | str | None = None) -> Figure | None:
     for name, (end, epoch) in sorted(ends.items(), key=lambda item: item[1]):
         run = find(name)
         text = label(run) + f", lr {run.lr:g}" * (run.optimizer == "adam" and run.lr != find("vgg38").lr)
-        if len(text) > 24:
-            text = text.replace(", ", ",\n", 1)
+        text = textwrap.fill(text, 26, break_on_hyphens=False)
         half = line * (1 + text.count("\n")) / 2
         place = max(end, free + half)
         free = place + half
@@ -351,13 +351,9 @@ def stamp(
     sets = {find(n).dataset.partition("-")[0].replace("cifar", "CIFAR-"): digest[:8] for n, digest in digests}
     data = ", ".join(f"{name} {digest}" for name, digest in sets.items())
     absent = f"not measured: {', '.join(missing)}\n" if missing else ""
-    fig.supxlabel(
-        f"{absent}{data} · {each}, seed {seeds} · commit {commits} · {devices}",
-        fontsize=6.5,
-        color="0.45",
-        x=0.99,
-        ha="right",
-    )
+    told = f"{data} · {each}, seed {seeds} · commit {commits} · {devices}"
+    told = textwrap.fill(told, int(19 * fig.get_figwidth()), break_on_hyphens=False)
+    fig.supxlabel(absent + told, fontsize=6.5, color="0.45", x=0.99, ha="right")
 
 
 def encode(fig: Figure, kind: str, dpi: int = 150) -> bytes:
