@@ -77,7 +77,7 @@ assert abs(away["report B"]) < 1 < away["report A"] < 4
 # Report B does not say whether it did; without them the net fits its images far better than B's (`vgg08-no-augment`).
 # Report A's VGG08 stays two and a half points below in validation and more than three in training. The nets agree as
 # far as A prints (60 K parameters), so the recipes probably differ: with a cosine that is stepped once a batch instead
-# of once an epoch (`vgg08-cosine-step`) the training accuracy is A's, to 0.3 points. Chapter 07 shows it, and makes a
+# of once an epoch (`vgg08-cosine-step`) the training accuracy is A's, to half a point. Chapter 07 shows it, and makes a
 # verdict of each number.
 #
 # ### VGG38, plain and repaired

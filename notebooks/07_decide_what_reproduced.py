@@ -142,7 +142,7 @@ assert vgg08["A"].to_dict() == {
 # %%
 learned = trained[(trained.report == "A") & (trained.exhibit == "Table 1") & (trained.n > 0) & (trained.run != "vgg38")]
 fit = learned.pivot(index="run", columns="metric", values="difference")[["train_loss", "train_acc"]]
-print((100 * fit.train_acc).map("{:+.1f} points".format).sort_values().to_string())
+print((100 * fit.train_acc.sort_values()).map("{:+.1f} points".format).to_string())
 assert (fit.train_acc < -0.02).all() and (fit.train_loss > 0.05).all()
 assert round(0.0064 * 2500) == 16
 

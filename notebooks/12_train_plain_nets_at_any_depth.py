@@ -208,7 +208,7 @@ five = pd.DataFrame.from_dict(nets, "index", columns=["Adam", "Muon"]) + "-5ep"
 panels = {f"{how}, five epochs": five[how].to_dict() for how in five}
 panels["Adam, five epochs"]["mended VGG38, two rates"] = two_rates = f"{TWO_RATES.name}-5ep"
 best = "vgg38-bn-rc-lr1e-2"
-panels["A hundred: the mended by Muon, others by Adam"] = {
+panels["A hundred: mended by Muon, others Adam"] = {
     "mended VGG38": MUON.name,
     "VGG38 BN + RC": best,
     "VGG08": "vgg08",
