@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -53,12 +52,6 @@ class State:
             self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
 
 
-TABLES = (
-    "history",
-    "gradients",
-)  # in a checkpoint as JSON: thousands of numbers cost `torch.save` more than the weights
-
-
 def checkpoints(folder: Path) -> tuple[Path, Path]:
     """The newest checkpoint and the one before it."""
     return folder / "checkpoint.pt", folder / "checkpoint-previous.pt"
@@ -71,7 +64,7 @@ def save(folder: Path, run: Run, seed: int, engine: Engine, state: State) -> Non
         {
             "run": run.to_dict(),
             "seed": seed,
-            "state": vars(state) | {part: json.dumps(getattr(state, part)) for part in TABLES},
+            "state": vars(state),
             "net": engine.net.state_dict(),
             "optimizer": engine.optimizer.state_dict(),
         },
@@ -96,7 +89,6 @@ def newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict | Non
             continue
         if hashlib.sha256(content[32:]).digest() == content[:32]:
             whole = torch.load(io.BytesIO(content[32:]), map_location=device, weights_only=True)
-            whole["state"] |= {part: json.loads(whole["state"][part]) for part in TABLES}
             return whole | {"path": path}, damaged
         damaged.append(path)
     return None, damaged
