@@ -94,6 +94,7 @@ def test_several_runs_are_trained_one_after_the_other_or_together(train, monkeyp
         return {"result": dict(test_acc=0.5, val_acc=0.5, epochs=5, best_epoch=5)}
 
     monkeypatch.setattr(queue, "steps", steps)
+    monkeypatch.setattr("vggres.training.APART", 0)
     done = train("vgg08", "vgg38", "vgg08", "--epochs", 5, *options)
     assert done.exit_code == 0 and done.stdout.count("vgg08-5ep") == done.stdout.count("vgg38-5ep") == 1
     assert seen == [(model, 0) for model in order.split()]

@@ -411,13 +411,14 @@ def test_a_device_that_went_on_with_another_s_run_is_recorded(tmp_path, syntheti
 
 
 @pytest.mark.parametrize("at_once", [None, 2])
-def test_runs_trained_together_are_the_same_as_alone(tmp_path, synthetic, whole, at_once):
+def test_runs_trained_together_are_the_same_as_alone(tmp_path, synthetic, whole, at_once, monkeypatch):
+    monkeypatch.setattr(training, "APART", 0)
     others = [(SMALL, 1), (Run("vgg38-bn-rc").tiny(limit=100, epochs=1, batch=50), 0)]
     jobs = [(SMALL, 0), *others]
     trainings = (training.steps(run, seed, synthetic, tmp_path / "together", "cpu") for run, seed in jobs)
     together = dict(training.train_together(trainings, at_once))
     assert contents(tmp_path / "together", SMALL) == whole
-    assert list(together) == ([1, 2, 0] if at_once is None else [0, 1, 2])  # as they end
+    assert list(together) == ([2, 0, 1] if at_once is None else [0, 1, 2])  # as they end
     for i, (run, seed) in enumerate(others, start=1):
         alone = training.train(run, seed, synthetic, tmp_path / "alone", "cpu")
         assert together[i]["files"]["gradients.csv"] == alone["files"]["gradients.csv"]
@@ -428,7 +429,21 @@ def both_seeds(results, synthetic, **options):
     return training.train_together(training.steps(SMALL, k, synthetic, results, "cpu", **options) for k in (0, 1))
 
 
-def test_one_that_fails_stops_the_others_and_they_resume(tmp_path, synthetic, whole):
+def test_runs_that_begin_together_do_not_keep_in_step(monkeypatch):
+    monkeypatch.setattr(training, "APART", 2)
+    seen = []
+
+    def steps(name):
+        for _ in range(4):
+            seen.append(name)
+            yield 1
+
+    assert [i for i, _ in training.train_together([steps("a"), steps("b")])] == [1, 0]
+    assert "".join(seen) == "abbbabaa"
+
+
+def test_one_that_fails_stops_the_others_and_they_resume(tmp_path, synthetic, whole, monkeypatch):
+    monkeypatch.setattr(training, "APART", 0)
     folder = records.folder_of(tmp_path, SMALL.name, 1)
     folder.mkdir(parents=True)
     with FileLock(folder / "train.lock"), pytest.raises(UserError, match="another process"):
