@@ -62,9 +62,9 @@ def test_ci_run_calls_make_test():
     assert "make test" in script.read_text().splitlines()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_the_readmes_speeds_are_the_benchmarks(precision):
-    bench = json.loads((ROOT / "benchmarks" / f"cpu-{precision}.json").read_text())
+@pytest.mark.parametrize("processor", ["bf16", "fp32", "amx"])
+def test_the_readmes_speeds_are_the_benchmarks(processor):
+    bench = json.loads((ROOT / "benchmarks" / f"cpu-{processor}.json").read_text())
     ours = [row["ways"]["vggres"] for row in bench["models"]]
     vgg08, vgg38 = (f"{way['ratio']:.1f} times | {100 * way['of_ceiling']:.0f} % |" for way in ours)
     rows = f"| {bench['device']['name']}, {bench['precision']} | VGG08 | {vgg08}\n| | VGG38 BN + RC | {vgg38}\n"
