@@ -73,18 +73,18 @@ class _Layer(torch.autograd.Function):
         x = _last(x)
         y = _convolve(x, weight, bias=bias, shortcut=_last(shortcut), slope=slope)
         ctx.save_for_backward(x, weight, y if slope != 1 else None)
-        ctx.slope, ctx.biased, ctx.shortcut = slope, bias is not None, shortcut is not None
+        ctx.slope = slope
         ctx.set_materialize_grads(False)
         return y, x
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dx):
-        x, weight, y = ctx.saved_tensors
+        (x, weight, y), (_, _, of_bias, of_shortcut, _) = ctx.saved_tensors, ctx.needs_input_grad
         dz = _last(dy)
         if y is not None:
             dz = torch.ops.aten.leaky_relu_backward(dz, y, ctx.slope, True)
-        return *_gradients(x, weight, dz, dx, ctx.biased), dz if ctx.shortcut else None, None
+        return *_gradients(x, weight, dz, dx, of_bias), dz if of_shortcut else None, None
 
 
 class _NormalisedLayer(torch.autograd.Function):
@@ -101,7 +101,7 @@ class _NormalisedLayer(torch.autograd.Function):
             *(norm.num_batches_tracked, pixels, norm.eps, norm.momentum, slope, COPIES, BLOCK),
         )
         ctx.save_for_backward(x, weight, z, y if shortcut is not None else None, gamma, beta, moments, sums[1])
-        ctx.slope, ctx.biased, ctx.shortcut = slope, bias is not None, shortcut is not None
+        ctx.slope = slope
         ctx.set_materialize_grads(False)
         return y, x
 
@@ -109,14 +109,15 @@ class _NormalisedLayer(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, dx):
         x, weight, z, y, gamma, beta, moments, sums = ctx.saved_tensors
-        dz, dshortcut = torch.empty_like(z), torch.empty_like(z) if ctx.shortcut else None
+        _, _, of_bias, of_shortcut, *_ = ctx.needs_input_grad
+        dz, dshortcut = torch.empty_like(z), torch.empty_like(z) if of_shortcut else None
         dgamma, dbeta, pixels = torch.empty_like(gamma), torch.empty_like(beta), z.numel() // CHANNELS
         common = _last(dy), z, y, gamma, beta, moments, sums
         kernels.sum_back[_programs(pixels)](*common, pixels, ctx.slope, COPIES, BLOCK)
         kernels.normalise_back[_programs(pixels)](
             *common, dz, dshortcut, dgamma, dbeta, pixels, ctx.slope, COPIES, BLOCK
         )
-        return *_gradients(x, weight, dz, dx, ctx.biased), dshortcut, None, dgamma, dbeta, None
+        return *_gradients(x, weight, dz, dx, of_bias), dshortcut, None, dgamma, dbeta, None
 
 
 class _Pool(torch.autograd.Function):
