@@ -24,6 +24,7 @@ from vggres.data import DataError, Images, Plan, plan_epoch
 COUNTS = {"train": 400, "test": 100}
 CLASSES = 10
 LABELS = {"cifar100": ("coarse_labels", "fine_labels"), "cifar10": ("labels",)}
+GENUINE = {"cifar100": torchvision.datasets.CIFAR100, "cifar10": torchvision.datasets.CIFAR10}
 
 
 def draw(name, split):
@@ -56,28 +57,26 @@ def write_small(monkeypatch, root, name="cifar100"):
 
 
 def write_small_python(monkeypatch, root, name="cifar100"):
-    """The same in torchvision's python layout, with torchvision's MD5 sums to match."""
-    binary = write_small(monkeypatch, root, name)
-    spec = data.SPECS[name]
+    """The same in the python layout, with torchvision's MD5 sums to match."""
+    binary, spec, genuine, n = write_small(monkeypatch, root, name), data.SPECS[name], GENUINE[name], len(LABELS[name])
     folder = root / spec.python_folder
     folder.mkdir()
-    n = len(LABELS[name])
-    for split, files in spec.python_files.items():
-        for source, target in zip(spec.files[split], files, strict=True):
-            records = np.fromfile(binary / source, np.uint8).reshape(-1, n + 3072)
-            batch = {key: records[:, i].tolist() for i, key in enumerate(LABELS[name])}
-            (folder / target).write_bytes(pickle.dumps({"data": records[:, n:], **batch}))
-    meta, key = spec.python_names
-    (folder / meta).write_bytes(pickle.dumps({key: [f"class {i}" for i in range(CLASSES)]}))
-    shutil.rmtree(binary)
 
-    def md5(file):
+    def dump(file, content):
+        (folder / file).write_bytes(pickle.dumps(content))
         return hashlib.md5((folder / file).read_bytes()).hexdigest()
 
-    genuine = {"cifar100": torchvision.datasets.CIFAR100, "cifar10": torchvision.datasets.CIFAR10}[name]
-    for split, files in spec.python_files.items():
-        monkeypatch.setattr(genuine, f"{split}_list", [[file, md5(file)] for file in files])
-    monkeypatch.setattr(genuine, "meta", {"filename": meta, "key": key, "md5": md5(meta)})
+    for split, files in spec.files.items():
+        sums = []
+        for source, (file, _) in zip(files, getattr(genuine, f"{split}_list"), strict=True):
+            records = np.fromfile(binary / source, np.uint8).reshape(-1, n + 3072)
+            batch = {key: records[:, i].tolist() for i, key in enumerate(LABELS[name])}
+            sums.append([file, dump(file, {"data": records[:, n:], **batch})])
+        monkeypatch.setattr(genuine, f"{split}_list", sums)
+    meta = genuine.meta
+    md5 = dump(meta["filename"], {meta["key"]: [f"class {i}" for i in range(CLASSES)]})
+    monkeypatch.setattr(genuine, "meta", meta | {"md5": md5})
+    shutil.rmtree(binary)
     return folder
 
 
@@ -124,11 +123,10 @@ def test_a_layouts_own_folder_will_do(tmp_path, monkeypatch):
     assert read_all(data.load("cifar100", folder)) == read_all(data.load("cifar100", tmp_path))
 
 
-def test_a_python_layouts_own_folder_is_converted_once(tmp_path, monkeypatch):
+def test_a_python_layouts_own_folder_will_do(tmp_path, monkeypatch):
     folder = write_small_python(monkeypatch, tmp_path)
-    loaded = read_all(data.load("cifar100", folder))
-    monkeypatch.setattr(data, "_convert", lambda *_: pytest.fail("converted again"))
-    assert read_all(data.load("cifar100", folder)) == loaded
+    assert data.available("cifar100", folder)
+    assert read_all(data.load("cifar100", folder)) == read_all(data.load("cifar100", tmp_path))
 
 
 def test_the_data_beside_a_folder_that_holds_none_is_not_taken(tmp_path, monkeypatch):
@@ -143,16 +141,6 @@ def test_the_environment_names_the_folder(tmp_path, monkeypatch):
     assert len(data.load().train[1]) == 380
 
 
-def test_python_layout_is_converted_once(tmp_path, monkeypatch):
-    write_small_python(monkeypatch, tmp_path)
-    first = data.load("cifar100", tmp_path)
-    names = (tmp_path / "cifar-100-binary" / "fine_label_names.txt").read_text().splitlines()
-    assert names == [f"class {i}" for i in range(CLASSES)]
-
-    monkeypatch.setattr(pickle, "loads", lambda *_, **__: pytest.fail("converted again"))
-    assert read_all(data.load("cifar100", tmp_path)) == read_all(first)
-
-
 def test_a_tampered_pickle_is_refused_before_it_is_opened(tmp_path, monkeypatch):
     folder = write_small_python(monkeypatch, tmp_path)
 
@@ -164,7 +152,6 @@ def test_a_tampered_pickle_is_refused_before_it_is_opened(tmp_path, monkeypatch)
     with pytest.raises(DataError, match=r"cifar-100-python: damaged.*vggres data"):
         data.load("cifar100", tmp_path)
     assert not (tmp_path / "ran").exists()
-    assert not (tmp_path / "cifar-100-binary").exists()
 
 
 def test_a_missing_dataset_says_where_it_looked_and_how_to_get_it(tmp_path):

@@ -101,7 +101,7 @@ def data(
         str, typer.Option(help="cifar100, cifar10, or cifar100-30, 30 training images a class.")
     ] = "cifar100",
 ):
-    """Download a dataset, check every image, and convert it. What is there already is only checked."""
+    """Download a dataset and check every image. What is there already is only checked."""
     if dataset not in datasets.SPECS:
         raise UserError(f"no dataset is called {dataset!r}; there are {', '.join(datasets.SPECS)}")
     folder = datasets.fetch(dataset, root)

@@ -6,7 +6,6 @@ images are brought into the order of their hashes.
 
 import hashlib
 import os
-import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vggres.errors import UserError
-from vggres.files import write_atomically
 
 PIXELS = 3 * 32 * 32
 
@@ -36,12 +34,8 @@ class Spec:
     counts: dict[str, int]
     label_bytes: int  # the fine label is the last of them
     digests: dict[str, str]
-    names: str  # file of class names
-    python_folder: str  # torchvision's layout
-    python_files: dict[str, tuple[str, ...]]
-    python_labels: tuple[str, ...]
-    python_names: tuple[str, str]
-    torchvision: str  # its class there
+    python_folder: str  # official python version
+    torchvision: str  # what reads that
     classes: int
     images_a_class: int | None = None  # only so many train: those of the smallest SHA-256
 
@@ -56,11 +50,7 @@ SPECS = {
             "train": "6d2a03c47c105e4c34d3a2ff16c2803e8df0e5d6fa0c631e46663a327aeac573",
             "test": "381b7d98ce1e9b98232a8df0db0a22992654c39ff2433270656ab8ace5a45e65",
         },
-        names="fine_label_names.txt",
         python_folder="cifar-100-python",
-        python_files={"train": ("train",), "test": ("test",)},
-        python_labels=("coarse_labels", "fine_labels"),
-        python_names=("meta", "fine_label_names"),
         torchvision="CIFAR100",
         classes=100,
     ),
@@ -73,11 +63,7 @@ SPECS = {
             "train": "55a61f79a40ece2ceda9fb5f9f7078f6ea2fc4952489cef56682bcf92cfcc260",
             "test": "325704b01eb92e1e2a6215ae6a916bb7db7de054af0c496be1c7be2e0fcfbf5f",
         },
-        names="batches.meta.txt",
         python_folder="cifar-10-batches-py",
-        python_files={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
-        python_labels=("labels",),
-        python_names=("batches.meta", "label_names"),
         torchvision="CIFAR10",
         classes=10,
     ),
@@ -146,9 +132,8 @@ def load(name: str = "cifar100", root: Path | str | None = None) -> Data:
         raise DataError(f"no dataset is called {name!r}; there are {', '.join(SPECS)} and synthetic")
     spec, folder = SPECS[name], _find(name, Path(root) if root is not None else default_root())
     splits, digests = {}, {}
-    for split, count in spec.counts.items():
-        records = _read(folder, spec.files[split], count, spec.label_bytes)
-        labels, pixels = records[:, spec.label_bytes - 1], records[:, spec.label_bytes :]
+    for split in spec.counts:
+        labels, pixels = (_read_python if folder.name == spec.python_folder else _read)(folder, spec, split)
         order, digests[split] = _content_order(labels, pixels)
         if digests[split] != spec.digests[split]:
             raise DataError(
@@ -209,9 +194,9 @@ def one_in(share: int, contents: Iterable[bytes], labels: np.ndarray) -> np.ndar
 
 
 def fetch(name: str = "cifar100", root: Path | str | None = None) -> Path:
-    """Download a dataset through torchvision (which shows progress), check it and convert it.
+    """Download a dataset through torchvision (which shows progress).
 
-    Returns: the folder of the binary layout. What is already there is not fetched again.
+    Returns: the folder that holds it. What is already there is not fetched again.
 
     Raises:
         DataError: the download failed or the folder cannot be written.
@@ -237,52 +222,38 @@ def _find(name: str, root: Path) -> Path:
         if all((folder / f).is_file() for files in spec.files.values() for f in files):
             return folder
     for folder in (root / spec.python_folder, root):
-        if all((folder / f).is_file() for files in spec.python_files.values() for f in files):
-            out = folder.parent / spec.folder  # there already, if it was converted before
-            return out if available(name, out) else _convert(name, folder)
+        if folder.name == spec.python_folder and folder.is_dir():
+            return folder
     raise DataError(
         f"no {name} in {root} (looked for {spec.folder}/ and {spec.python_folder}/); "
         f"run `vggres data --dataset {name}`, or name the folder that holds it with --data or VGGRES_DATA"
     )
 
 
-def _convert(name: str, folder: Path) -> Path:
-    """Torchvision's python layout -> the binary layout beside it. A pickle can run code, so torchvision's own
-    MD5 sums are checked before one is opened."""
-    from torchvision import datasets
-
-    spec, out = SPECS[name], folder.parent / SPECS[name].folder
-    try:
-        getattr(datasets, spec.torchvision)(folder.parent)
-    except RuntimeError as e:
-        raise DataError(
-            f"{folder}: damaged or incomplete ({e}); delete it and run `vggres data --dataset {name}`"
-        ) from e
-    meta, key = spec.python_names
-    try:
-        out.mkdir(exist_ok=True)
-        for split, sources in spec.python_files.items():
-            for source, target in zip(sources, spec.files[split], strict=True):
-                batch = pickle.loads((folder / source).read_bytes(), encoding="latin1")
-                columns = [np.array(batch[label], np.uint8) for label in spec.python_labels]
-                write_atomically(out / target, np.column_stack([*columns, batch["data"]]).tobytes())
-        names = pickle.loads((folder / meta).read_bytes(), encoding="latin1")[key]
-        write_atomically(out / spec.names, "".join(f"{n}\n" for n in names).encode())
-    except OSError as e:
-        raise DataError(f"{out}: cannot be written ({e.strerror}); name another folder with --data") from e
-    return out
-
-
-def _read(folder: Path, files: tuple[str, ...], count: int, label_bytes: int) -> np.ndarray:
-    """(count, label_bytes + 3072) uint8 records of all files."""
-    expected = count // len(files) * (label_bytes + PIXELS)
+def _read(folder: Path, spec: Spec, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Fine labels (N,) and pixels (N, 3072), channel first, uint8, of the binary layout."""
+    files, count = spec.files[split], spec.counts[split]
+    expected = count // len(files) * (spec.label_bytes + PIXELS)
     for f in files:
         size = (folder / f).stat().st_size
         if size != expected:
             raise DataError(
                 f"{folder / f}: {size} bytes, expected {expected}; truncated or another file: delete and fetch it again"
             )
-    return np.concatenate([np.fromfile(folder / f, np.uint8) for f in files]).reshape(count, -1)
+    records = np.concatenate([np.fromfile(folder / f, np.uint8) for f in files]).reshape(count, -1)
+    return records[:, spec.label_bytes - 1], records[:, spec.label_bytes :]
+
+
+def _read_python(folder: Path, spec: Spec, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The same of the python layout, by torchvision. A pickle can run code; it checks their MD5 sums before it opens
+    one."""
+    from torchvision import datasets
+
+    try:
+        theirs = getattr(datasets, spec.torchvision)(folder.parent, train=split == "train")
+    except RuntimeError as e:
+        raise DataError(f"{folder}: damaged or incomplete ({e}); delete it and run `vggres data` again") from e
+    return np.array(theirs.targets, np.uint8), theirs.data.transpose(0, 3, 1, 2).reshape(-1, PIXELS)
 
 
 def _content_order(labels: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, str]:

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from vggres import records
 from vggres.errors import UserError
 from vggres.files import write_atomically
-from vggres.runs import MENDED, MENDED_68, MUON, MUON_68, MUON_BN_RC, MUON_PLAIN, TWO_RATES, find, versions
+from vggres.runs import MENDED, MENDED_68, MUON, MUON_68, MUON_BN_RC, MUON_PLAIN, TWO_RATES, find
 from vggres.tables import label, reported
 
 matplotlib.rcParams |= {
@@ -82,13 +82,12 @@ def draw(exhibit: str, results: Path | str | None = None) -> Figure | None:
     if exhibit not in EXHIBITS:
         raise UserError(f"no exhibit is called {exhibit!r}; there are {', '.join(EXHIBITS)}")
     how, names = EXHIBITS[exhibit]
-    found = {name: recorded(name, results) for name in names}
-    if not any(found.values()):
+    have = recorded(names, results)
+    if not have:
         return None
-    have, missing = [f for f in found.values() if f], [name for name, f in found.items() if not f]
     if how == "flow":
         return flow(*have, results)
-    return curves(have, results, report=exhibit[0], missing=missing)
+    return curves(have, results, report=exhibit[0], missing=[name for name in names if name not in have])
 
 
 def show(exhibit: str):
@@ -118,9 +117,10 @@ def look(name: str) -> tuple:
     return STYLE.get(replace(run, epochs=100).name) or STYLE.get(run.model, (None, None))
 
 
-def recorded(name: str, results: Path | str | None = None) -> str | None:
-    """The run of that name, or else the longest of its shorter versions that has a record; None if none has."""
-    return next((n for n in versions(name) if len(records.load_series(n, "history.csv", results))), None)
+def recorded(names: Iterable[str], results: Path | str | None = None) -> list[str]:
+    """Those of the names that have a record."""
+    have = {folder.parent.name for folder in records.folders(results or records.default_root())}
+    return [name for name in names if name in have]
 
 
 def title(name: str) -> str:
@@ -231,7 +231,7 @@ def settings(
     axes.plot([], [], marker="*", ms=10, color="white", label=f"reported ({report})", **marks)
     axes.set(xlabel="validation accuracy (%)", xlim=(0, None), ylim=(len(names) - 0.5, -0.5))
     axes.set_yticks(range(len(names)), [title(name) for name in names])
-    if have := [name for name in names if name in set(runs.run)]:
+    if have := recorded(names, results):
         axes.plot([], [], marker="o", ms=5, color=PALETTE[0], label="measured here, a dot a seed", **marks)
         stamp(fig, have, results)
     axes.legend(frameon=False, loc="lower left")
@@ -252,13 +252,10 @@ def headline(results: Path | str | None = None) -> Figure | None:
     """The story in one figure: the gradient before the first step decides what learns. None without records.
 
     It shows Table 1's nets, BN + RC at its best learning rate and by Muon, and plain nets mended otherwise, as far as
-    they are recorded; their shortest versions, as long as Table 1's are not all recorded in full.
+    they are recorded.
     """
-    full = ["vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2"]
-    whole = all(recorded(n, results) == n for n in full)
-    full += [MENDED.name, MUON.name, MUON_68.name, MUON_BN_RC.name, MUON_PLAIN.name]
-    short = [versions(name)[-1] for name in full]
-    names = [n for n in (full if whole else short) if len(records.load_series(n, "history.csv", results))]
+    names = ["vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2"]
+    names = recorded([*names, *(run.name for run in (MENDED, MUON, MUON_68, MUON_BN_RC, MUON_PLAIN))], results)
     if not names:
         return None
     fig = Figure(figsize=(9.5, 4.2))
@@ -273,7 +270,7 @@ def headline(results: Path | str | None = None) -> Figure | None:
             gradient.plot(np.arange(1, len(start) + 1), start, **style)
         drawn.add(net)
         for _, history in records.load_series(name, "history.csv", results).groupby("seed"):
-            accuracy.plot(history.epoch, 100 * history.val_acc, **style | dict(ms=3.5 if len(history) < 20 else 0))
+            accuracy.plot(history.epoch, 100 * history.val_acc, color=colour, lw=1.4)
             ends[name] = 100 * history.val_acc.iloc[-1], history.epoch.iloc[-1]
     free, line = 0.0, 0.052 * max(ends.values())[0]  # above the label below; the height of a line
     for name, (end, epoch) in sorted(ends.items(), key=lambda item: item[1]):

@@ -9,7 +9,7 @@ from scipy import stats
 
 from vggres import records
 from vggres.models import build, count_parameters
-from vggres.runs import FIXES, RUNS, TABLE_1, Run, find, versions
+from vggres.runs import FIXES, TABLE_1, Run, find, versions
 
 OTHER_IMAGES = {"val_acc": 2_500}  # the reports' validation images are not ours; all else is (nearly) the same
 METRICS = ("train_loss", "train_acc", "val_loss", "val_acc")
@@ -228,8 +228,8 @@ def markdown(table: pd.DataFrame, metric: str = "val_acc") -> str:
     return "\n".join(lines)
 
 
-def cost(results: Path | str | None = None) -> str:
-    """What was measured on what, and at which commits; with the time where the one device is a GPU."""
+def cost(names: list[str], results: Path | str | None = None) -> str:
+    """At which commits these runs were measured, and on what all are; with the time where the one device is a GPU."""
     runs = records.load_runs(results)
     if runs.empty:
         return "Nothing has been measured yet."
@@ -239,20 +239,16 @@ def cost(results: Path | str | None = None) -> str:
         time = f", {g.wall_s.sum() / 60:.0f} minutes" * alone
         count = f"{len(g)} runs" if len(g) > 1 else "1 run"
         parts.append(f"{count}, {g.epochs.sum()} epochs{time} on {device} ({precision})")
-    commits = ", ".join(f"`{c[:7]}`" for c in runs.commit.unique())
-    return f"Measured at {commits}; all records together: {'; '.join(parts)}."
+    commits = ", ".join(f"`{c[:7]}`" for c in runs[runs.run.isin(names)].commit.unique())
+    return f"Measured at {commits}; all records of this repository together: {'; '.join(parts)}."
 
 
 def readme_table(results: Path | str | None = None) -> str:
     """What stands between the README's markers."""
-    have, parts = set(records.load_runs(results).run), [markdown(table_1(results))]
-    asked = [name for name in TABLE_1 if name not in have] + FIXES  # what is recorded in full needs no shorter run
-    others = {n: find(n).epochs for name in asked for n in versions(name) if n not in TABLE_1}
-    for epochs in sorted(set(others.values()), reverse=True):
-        if names := [n for n in RUNS if n in have and others.get(n) == epochs]:
-            parts.append(f"Runs of {epochs} epochs that no report prints:")
-            parts.append(markdown(table_1(results, names)))
-    return "\n\n".join([*parts, cost(results)])
+    have = set(records.load_runs(results).run)
+    fixes = [name for name in FIXES if name in have]
+    parts = ["The same for nets that no report trained:", markdown(table_1(results, fixes))] if fixes else []
+    return "\n\n".join([markdown(table_1(results)), *parts, cost(TABLE_1 + fixes, results)])
 
 
 MARKERS = "<!-- table 1 begins: made by `vggres tables --readme README.md` -->", "<!-- table 1 ends -->"
