@@ -22,7 +22,7 @@ help: ## this list
 notebooks: .venv ## readers: execute every chapter into build/, with HTML pages and figures
 	$(BIN)/python notebooks/build.py --out build
 	$(BIN)/vggres figures --out build/figures
-	@echo "Chapters, to be opened in a browser:"; ls build/*.html; echo "Figures: build/figures/"
+	@echo "Open build/index.html in a browser; the figures are in build/figures/"
 
 test: .venv ## lint, unit tests, then every chapter against its stored outputs
 	$(BIN)/ruff check

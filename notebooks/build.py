@@ -1,7 +1,7 @@
 """Execute the chapters, NN_*.py, into notebooks that are the same on every machine.
 
 python notebooks/build.py              authors: rewrite notebooks/*.ipynb in place
-python notebooks/build.py --out build  readers: executed copies and HTML pages there
+python notebooks/build.py --out build  readers: executed copies and HTML pages there, and the README as their index
 python notebooks/build.py 01 03        only these chapters
 """
 
@@ -81,6 +81,14 @@ def page(nb: NotebookNode) -> str:
     return html.replace("</head>", f"{wrapped}</head>", 1)
 
 
+def index(out: Path) -> NotebookNode:
+    """The README, with links to the pages in `out` in the place of those to the notebooks."""
+    text = (HERE.parent / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"(?<!!)\]\((?!https?:)", f"]({os.path.relpath(HERE.parent, out)}/", text)
+    text = re.sub(r"\]\([^)]*/notebooks/(\w+)\.ipynb\)", r"](\1.html)", text)
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+
+
 def write(path: Path, text: str) -> None:
     """Whole or not at all: a build that is interrupted leaves the old file."""
     part = path.with_name(path.name + ".tmp")
@@ -114,6 +122,8 @@ def main() -> None:
         if args.out:
             write(out / f"{source.stem}.html", page(nb))
         print(f"{source.stem}: {time.perf_counter() - start:.0f} s", flush=True)
+    if args.out:
+        write(out / "index.html", page(index(out)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Each chapter is a pair: the .py that is edited and the .ipynb that `make chapters` built from it."""
 
 import copy
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -94,3 +95,14 @@ def test_figures_are_pictures(code):
             data = output.get("data", {})
             if data.get("text/plain", "").startswith(("<Figure", "<IPython.core.display.Image")):
                 assert "image/png" in data, f"{cell.id}: the name of a figure, without the figure"
+
+
+def test_the_index_of_the_pages_links_to_every_chapter_and_to_nothing_that_is_not_there(tmp_path):
+    spec = importlib.util.spec_from_file_location("build", NOTEBOOKS / "build.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    page = build.page(build.index(tmp_path))
+    local = {link for link in re.findall(r'href="([^"#]+)"', page) if "://" not in link}
+    chapters = {f"{chapter}.html" for chapter in CHAPTERS}
+    assert chapters < local and all((tmp_path / link).exists() for link in local - chapters)
+    assert 'src="data:image/png' in page
