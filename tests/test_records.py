@@ -232,11 +232,12 @@ def test_a_result_that_is_not_finite_is_null():
 
 def test_records_load_as_one_tidy_table(results, folder):
     shutil.copytree(folder, folder.with_name("seed3"))
-    rewrite(folder.with_name("seed3"), lambda record: record.update(seed=3))
+    rewrite(folder.with_name("seed3"), lambda record: record.update(seed=3) or record["device"].update(together=4))
     table = records.load_runs(results)
     assert table.run.tolist() == [RUN.name] * 2
     assert table.seed.tolist() == [0, 3]
     record = records.read(folder)
+    assert table.wall_s[1] == record["time"]["wall_s"] / 4, "the time of a device that four runs shared"
     row = table.iloc[0]
     assert {k: row[k] for k in record["result"]} == record["result"]
     assert row[["status", "params", "commit", "digest", "torch", "precision", "device", "wall_s"]].tolist() == [

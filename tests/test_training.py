@@ -402,9 +402,9 @@ def test_a_device_that_went_on_with_another_s_run_is_recorded(tmp_path, syntheti
     monkeypatch.setattr("vggres.engine.pick_precision", lambda device: "fp32")
     stop(tmp_path, synthetic, 5)
     monkeypatch.setattr("vggres.engine.pick_precision", lambda device: "bf16")
-    device = training.train(SMALL, 0, synthetic, tmp_path, "cpu")["device"]
-    assert device["precision"] == "fp32"
-    then = {"precision": "bf16", "convolution": "torch"}
+    device = training.train(SMALL, 0, synthetic, tmp_path, "cpu", together=2)["device"]
+    assert (device["precision"], device["together"]) == ("fp32", 1)
+    then = {"precision": "bf16", "convolution": "torch", "together": 2}
     assert device["later"] == [{k: v for k, v in device.items() if k != "later"} | then]
     (run,) = records.load_runs(tmp_path).itertuples()
     assert (run.device, run.precision) == (device["name"], "fp32, then bf16")

@@ -181,7 +181,7 @@ def load_runs(results: Path | str | None = None) -> pd.DataFrame:
                 "torch": r["env"]["torch"],
                 "commit": r["git"]["commit"],
                 "digest": r["data"]["digest_train"],
-                "wall_s": r["time"]["wall_s"] / r["time"].get("together", 1),
+                "wall_s": r["time"]["wall_s"] / (r["device"] | r["time"]).get("together", 1),
             }
         )
     measured = [f"{split}_{metric}" for split in ("train", "val", "test") for metric in ("loss", "acc")]

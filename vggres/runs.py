@@ -233,7 +233,8 @@ _GROUPS: list[tuple[tuple[int, ...], list[Run]]] = [
 ]
 # Report C, "Let's go deeper in CNN"; the epochs are our choice, three steps of the rate.
 RESNET = dict(optimizer="sgd", lr=5e-2, weight_decay=5e-4, batch=128, schedule="step30", epochs=90)
-PRETRAINED = Run("resnet18", dataset="cifar10", **RESNET, exhibits=("C/Day 7",))
+_PAIR = [Run(model, **RESNET, exhibits=("C/Day 7",)) for model in ("resnet18", "resnet18-no-bn")]
+PRETRAINED, _ = _PAIR_10 = [replace(run, dataset="cifar10") for run in _PAIR]
 # Report D, part 2. Optimiser and schedule are not told: the project's defaults, and SGD, which its slow log suggests.
 FEW = dict(dataset="cifar100-30", lr=5e-4, batch=32, epochs=30, normalise="own")
 _TRANSFER = [
@@ -254,15 +255,7 @@ _STEPS += [
 ]
 _BASENET = Run("basenet", **STEPWISE, normalise="own", exhibits=("D/Ablation 10", "D/Result"))
 _GROUPS += [
-    (
-        (0, 1, 2),
-        [
-            PRETRAINED,
-            Run("resnet18-no-bn", dataset="cifar10", **RESNET, exhibits=("C/Day 7",)),
-            Run("resnet18", **RESNET, exhibits=("C/Day 7",)),
-            Run("resnet18-no-bn", **RESNET, exhibits=("C/Day 7",)),
-        ],
-    ),
+    ((0, 1, 2), _PAIR_10 + _PAIR),
     ((0, 1, 2), _TRANSFER),
     ((0, 1, 2), _STEPS),
     ((0,), [_BASENET]),
@@ -298,10 +291,11 @@ _GROUPS += [
     ((0,), [Run("resnet18-dropout", dataset="cifar10", **RESNET, exhibits=("C/Day 7",))]),
     ((0,), [Run("inception", dataset="cifar10", **RESNET, exhibits=("C/Day 8-9",))]),
     ((0,), [Run("resnet18", dataset="cifar10", augment=False, **RESNET, exhibits=("C/Day 10",))]),
-    # Five epochs of the nets of the story, for where there is no GPU.
+    # Five epochs of the nets of the story, and three of report C's pair, for where there is no GPU.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
     ((0,), [replace(run, epochs=5) for run in (*_FIXES, TWO_RATES, MENDED_68, _BY_COSINE[1], MUON_68, *_BY_MUON)]),
     ((0,), [replace(run, epochs=15) for run in (MUON, MUON_BN_RC)]),
+    ((0,), [replace(run, epochs=3, exhibits=()) for run in _PAIR]),
 ]
 RUNS: dict[str, Run] = {run.name: run for _, group in _GROUPS for run in group}
 QUEUE: list[tuple[Run, int]] = [(run, seed) for seeds, group in _GROUPS for seed in seeds for run in group]

@@ -87,7 +87,7 @@ def steps(
         device: "auto", "cpu", "cuda", ...
         minutes: stop cleanly after this time; the same call goes on later.
         say: is called with a line for the user, such as "resumes after epoch 12".
-        together: how many runs share the device; for the record, since they share its time.
+        together: how many runs share the device, and so its time; noted with it in the record.
         start: the weights that `run.start` names if it names no run, and their SHA-256.
 
     Returns: the record, or None when the time was up first.
@@ -112,7 +112,7 @@ def steps(
         engine = Engine(net, run.lr, run.weight_decay, pick_device(device), optimizer=run.optimizer)
         state = resume(folder, run, seed, engine, data.digests, say) or State()
         state.digests = data.digests
-        for noted, now in ((state.git, git), (state.devices, description(engine))):
+        for noted, now in ((state.git, git), (state.devices, description(engine) | {"together": together})):
             if now not in noted:
                 noted.append(now)
         if run.limit:
@@ -147,7 +147,6 @@ def steps(
                 bar.set_postfix_str(f"epoch {epoch + 1}, loss {trained[0]:.3f}, val {100 * validated[1]:.1f} %")
 
         record = measure(run, seed, data, engine, state, test_set) | started
-        record["time"]["together"] = together
         if state.best is not None:
             record |= keep(results, run.name, seed, state.best)
         records.write(folder, record, state.history, state.gradients)
