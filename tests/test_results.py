@@ -10,15 +10,16 @@ from vggres.runs import RUNS, Run
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
-FOLDERS = records.folders(RESULTS)
+AGAIN = RESULTS / "again"  # runs that were measured a second time
+FOLDERS = records.folders(RESULTS) + records.folders(AGAIN)
 UNFINISHED = [path.parent for path in ROOT.glob("unfinished/runs/*/*/checkpoint.pt")]
 
 
 def test_there_are_records_and_verify_finds_them_whole():
-    assert FOLDERS and records.verify(RESULTS) == []
+    assert FOLDERS and records.verify(RESULTS) == records.verify(AGAIN) == []
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f"{f.parent.name}-{f.name}")
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: "-".join(f.relative_to(RESULTS).parts))
 def test_a_record_is_of_a_registered_run_of_all_its_epochs_on_the_genuine_data(folder):
     record = records.read(folder)
     run = Run.from_dict(record["run"])
@@ -33,7 +34,7 @@ def test_a_record_is_of_a_registered_run_of_all_its_epochs_on_the_genuine_data(f
 
 def test_nothing_else_lies_among_the_results():
     allowed = {"run.json", "history.csv", "gradients.csv", "train.lock", "checkpoint.pt", "checkpoint-previous.pt"}
-    assert {p.name for p in RESULTS.glob("runs/*/*/*")} <= allowed
+    assert {p.name for p in RESULTS.glob("**/runs/*/*/*")} <= allowed
 
 
 @pytest.mark.parametrize("folder", UNFINISHED, ids=lambda f: f"{f.parent.name}-{f.name}")
