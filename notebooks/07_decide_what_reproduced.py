@@ -135,7 +135,7 @@ assert vgg08["A"].to_dict() == {
 #
 # How firm is that? Seed 0 was trained once more, on another processor, and its record lies apart, in `results/again/`.
 # Weights, images and their order are the same, but the last digits of a sum are not, and a hundred epochs later the two
-# runs are as far apart as two seeds. With it as a fourth run:
+# runs are further apart than any two of the three seeds. With it as a fourth run:
 
 # %%
 both = pd.concat([records.load_runs(), records.load_runs(records.default_root() / "again")]).query("run == 'vgg08'")
@@ -147,11 +147,13 @@ four = {
 print(seed_0.round(2).to_string())
 print("outside, of eight numbers:", ", ".join(" ".join(key) for key, found in four.items() if found == "outside"))
 assert {key for key, found in four.items() if found == "outside"} == {("A", "train_acc"), ("A", "train_loss")}
-assert 1 < seed_0.train_acc.diff().abs().iloc[1] < 2 and len(both) == 4
+apart, seeds = seed_0.max() - seed_0.min(), 100 * records.load_runs().query("run == 'vgg08'")[[*seed_0]]
+assert (apart > seeds.max() - seeds.min()).all() and (apart < 2).all() and len(both) == 4
 
 # %% [markdown]
-# Report A's training loss, which lay just inside, is *outside* too, as far from all four runs as its training accuracy;
-# the other six verdicts stay. The tables hold what was planned, three seeds.
+# A fourth run leaves the spread of the training loss as it was and narrows the interval, since Student's t is 3.2 for
+# four runs and 4.3 for three. So report A's training loss, which lay just inside, is *outside*, as its training accuracy
+# is; the other six verdicts stay. The tables hold what was planned, three seeds.
 #
 # Of VGG38 there is one run a row, and two of the plain net; by the rule that is no verdict. The differences have
 # something to say all the same. The plain net is as reported, but for one number: the 0.64 % of report B's validation
