@@ -152,8 +152,8 @@ assert (apart > seeds.max() - seeds.min()).all() and (apart < 2).all() and len(b
 
 # %% [markdown]
 # A fourth run leaves the spread of the training loss as it was and narrows the interval, since Student's t is 3.2 for
-# four runs and 4.3 for three. So report A's training loss, which lay just inside, is *outside*, as its training accuracy
-# is; the other six verdicts stay. The tables hold what was planned, three seeds.
+# four runs and 4.3 for three. So report A's training loss, which lay just inside, is *outside*, as its training
+# accuracy is; the other six verdicts stay. The tables hold what was planned, three seeds.
 #
 # Of VGG38 there is one run a row, and two of the plain net; by the rule that is no verdict. The differences have
 # something to say all the same. The plain net is as reported, but for one number: the 0.64 % of report B's validation
