@@ -84,8 +84,10 @@ def page(nb: NotebookNode) -> str:
 def index(out: Path) -> NotebookNode:
     """The README, with links to the pages in `out` in the place of those to the notebooks."""
     text = (HERE.parent / "README.md").read_text(encoding="utf-8")
-    text = re.sub(r"(?<!!)\]\((?!https?:)", f"]({os.path.relpath(HERE.parent, out)}/", text)
-    text = re.sub(r"\]\([^)]*/notebooks/(\w+)\.ipynb\)", r"](\1.html)", text)
+    text = re.sub(r"\]\(notebooks/(\w+)\.ipynb\)", r"](\1.html)", text)
+    # Images are embedded by `page`, from where they lie.
+    here = os.path.relpath(HERE.parent, out)
+    text = re.sub(r"(?<!!)(\[[^]]*\])\((?!https?:|\w+\.html)", rf"\1({here}/", text)
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
 
 
