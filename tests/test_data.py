@@ -141,16 +141,17 @@ def test_the_environment_names_the_folder(tmp_path, monkeypatch):
     assert len(data.load().train[1]) == 380
 
 
-def test_a_tampered_pickle_is_refused_before_it_is_opened(tmp_path, monkeypatch):
-    folder = write_small_python(monkeypatch, tmp_path)
+@pytest.mark.parametrize("name", ["cifar100", "cifar10"])
+def test_a_tampered_pickle_is_refused_before_it_is_opened(tmp_path, monkeypatch, name):
+    folder = write_small_python(monkeypatch, tmp_path, name)
 
     class Payload:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
 
-    (folder / "train").write_bytes(pickle.dumps(Payload()))
-    with pytest.raises(DataError, match=r"cifar-100-python: damaged.*vggres data"):
-        data.load("cifar100", tmp_path)
+    (folder / GENUINE[name].train_list[0][0]).write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(DataError, match=rf"{folder.name}: damaged.*vggres data --dataset {name}`"):
+        data.load(name, tmp_path)
     assert not (tmp_path / "ran").exists()
 
 

@@ -252,7 +252,10 @@ def _read_python(folder: Path, spec: Spec, split: str) -> tuple[np.ndarray, np.n
     try:
         theirs = getattr(datasets, spec.torchvision)(folder.parent, train=split == "train")
     except RuntimeError as e:
-        raise DataError(f"{folder}: damaged or incomplete ({e}); delete it and run `vggres data` again") from e
+        raise DataError(
+            f"{folder}: damaged or incomplete ({e}); "
+            f"delete it and run `vggres data --dataset {spec.torchvision.lower()}`"
+        ) from e
     return np.array(theirs.targets, np.uint8), theirs.data.transpose(0, 3, 1, 2).reshape(-1, PIXELS)
 
 

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def draw(exhibit: str, results: Path | str | None = None) -> Figure | None:
     if exhibit not in EXHIBITS:
         raise UserError(f"no exhibit is called {exhibit!r}; there are {', '.join(EXHIBITS)}")
     how, names = EXHIBITS[exhibit]
-    have = recorded(names, results)
+    have = records.recorded(names, results)
     if not have:
         return None
     if how == "flow":
@@ -115,12 +115,6 @@ def look(name: str) -> tuple:
     """Colour and marker of a run: its own, or its network's; (None, None) if neither is of the story."""
     run = find(name)
     return STYLE.get(replace(run, epochs=100).name) or STYLE.get(run.model, (None, None))
-
-
-def recorded(names: Iterable[str], results: Path | str | None = None) -> list[str]:
-    """Those of the names that have a record."""
-    have = {folder.parent.name for folder in records.folders(results or records.default_root())}
-    return [name for name in names if name in have]
 
 
 def title(name: str) -> str:
@@ -231,7 +225,7 @@ def settings(
     axes.plot([], [], marker="*", ms=10, color="white", label=f"reported ({report})", **marks)
     axes.set(xlabel="validation accuracy (%)", xlim=(0, None), ylim=(len(names) - 0.5, -0.5))
     axes.set_yticks(range(len(names)), [title(name) for name in names])
-    if have := recorded(names, results):
+    if have := records.recorded(names, results):
         axes.plot([], [], marker="o", ms=5, color=PALETTE[0], label="measured here, a dot a seed", **marks)
         stamp(fig, have, results)
     axes.legend(frameon=False, loc="lower left")
@@ -255,7 +249,8 @@ def headline(results: Path | str | None = None) -> Figure | None:
     they are recorded.
     """
     names = ["vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2"]
-    names = recorded([*names, *(run.name for run in (MENDED, MUON, MUON_68, MUON_BN_RC, MUON_PLAIN))], results)
+    names += [run.name for run in (MENDED, MUON, MUON_68, MUON_BN_RC, MUON_PLAIN)]
+    names = records.recorded(names, results)
     if not names:
         return None
     fig = Figure(figsize=(9.5, 4.2))

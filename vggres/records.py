@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -156,6 +157,12 @@ def read(folder: Path) -> dict:
 def folders(results: Path | str) -> list[Path]:
     """All folders that hold a record, sorted."""
     return sorted(p.parent for p in Path(results).glob("runs/*/seed*/run.json"))
+
+
+def recorded(names: Iterable[str], results: Path | str | None = None) -> list[str]:
+    """Those of the names that have a record."""
+    have = {folder.parent.name for folder in folders(results or default_root())}
+    return [name for name in names if name in have]
 
 
 def load_runs(results: Path | str | None = None) -> pd.DataFrame:

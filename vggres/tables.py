@@ -245,8 +245,7 @@ def cost(names: list[str], results: Path | str | None = None) -> str:
 
 def readme_table(results: Path | str | None = None) -> str:
     """What stands between the README's markers."""
-    have = set(records.load_runs(results).run)
-    fixes = [name for name in FIXES if name in have]
+    fixes = records.recorded(FIXES, results)
     parts = ["The same for nets that no report trained:", markdown(table_1(results, fixes))] if fixes else []
     return "\n\n".join([markdown(table_1(results)), *parts, cost(TABLE_1 + fixes, results)])
 
