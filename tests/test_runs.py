@@ -46,8 +46,9 @@ def reported(report, exhibit):
         (Run("basenet-6", normalise="own", augment=False), "basenet-6-own-statistics-no-augment"),
         (
             Run("resnet18", dataset="cifar100-30", start="resnet18-cifar10-sgd-90ep", trained="last"),
-            "resnet18-cifar100-30-from-cifar10-last-layer",
+            "resnet18-cifar100-30-from-cifar10-90ep-last-layer",
         ),
+        (Run("resnet18", start="resnet18-cifar10-cosine-step"), "resnet18-from-cifar10"),
         (Run("resnet18-224", dataset="folder", start="imagenet"), "resnet18-224-folder-from-imagenet"),
     ],
 )

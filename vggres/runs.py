@@ -4,6 +4,7 @@ Reported numbers are not here: they are in `results/reported.csv`, joined by the
 """
 
 import math
+import re
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from itertools import product
@@ -84,8 +85,7 @@ class Run:
             self.init != "default" and self.init,
             self.slope != 0.01 and f"slope{self.slope:g}",
             self.dataset != "cifar100" and self.dataset,
-            # Of another run its data will do.
-            self.start and f"from-{self.start.removeprefix(f'{self.model}-').split('-')[0]}",
+            self.start and f"from-{_begun(self.start.removeprefix(f'{self.model}-'))}",
             self.trained != "all" and f"{self.trained}-layer",
             self.optimizer != "adam" and self.optimizer,
             self.lr != 1e-3 and f"lr{_short(self.lr)}",
@@ -135,6 +135,11 @@ def _short(x: float) -> str:
     """0.001 -> '1e-3', 0.005 -> '5e-3'."""
     mantissa, exponent = f"{x:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _begun(start: str) -> str:
+    """Of another run's name its data and its epochs will do: 'cifar10-sgd-lr5e-2-90ep' -> 'cifar10-90ep'."""
+    return start.split("-")[0] + re.search(r"(-\d+ep)?$", start)[0]
 
 
 # Report A's text gives these settings for two rows whose table and captions say otherwise.
@@ -242,6 +247,9 @@ _TRANSFER = [
     Run("resnet18", **FEW, start=PRETRAINED.name, exhibits=("D/Part 2",)),
     Run("resnet18", **FEW),
 ]
+# The same after three epochs of pre-training.
+BRIEFLY = replace(PRETRAINED, epochs=3, exhibits=())
+_AFTER_IT = [replace(run, start=BRIEFLY.name, exhibits=()) for run in _TRANSFER if run.start]
 # Report D, part 1: steps 0 to 7 change the net (see `resnets.STEPS`), 8 and 9 the data. Optimiser, rate and epochs are
 # our choice: the usual Adam at 1e-3 kills the head of step 1 within ten steps (chapter 10).
 STEPWISE = dict(optimizer="sgd", lr=5e-3)
@@ -291,11 +299,11 @@ _GROUPS += [
     ((0,), [Run("resnet18-dropout", dataset="cifar10", **RESNET, exhibits=("C/Day 7",))]),
     ((0,), [Run("inception", dataset="cifar10", **RESNET, exhibits=("C/Day 8-9",))]),
     ((0,), [Run("resnet18", dataset="cifar10", augment=False, **RESNET, exhibits=("C/Day 10",))]),
-    # Five epochs of the nets of the story, and three of report C's pair, for where there is no GPU.
+    # For where there is no GPU: five epochs of the nets of the story, three of report C's pair and of pre-training.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
     ((0,), [replace(run, epochs=5) for run in (*_FIXES, TWO_RATES, MENDED_68, _BY_COSINE[1], MUON_68, *_BY_MUON)]),
     ((0,), [replace(run, epochs=15) for run in (MUON, MUON_BN_RC)]),
-    ((0,), [replace(run, epochs=3, exhibits=()) for run in _PAIR]),
+    ((0,), [replace(run, epochs=3, exhibits=()) for run in _PAIR] + [BRIEFLY] + _AFTER_IT),
 ]
 RUNS: dict[str, Run] = {run.name: run for _, group in _GROUPS for run in group}
 QUEUE: list[tuple[Run, int]] = [(run, seed) for seeds, group in _GROUPS for seed in seeds for run in group]
@@ -306,6 +314,7 @@ WEIGHTS = {
     *("vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2"),
     *("vgg38-resnet-wd1e-3", "vgg68-resnet-wd1e-3"),
     PRETRAINED.name,
+    BRIEFLY.name,
 }
 
 
