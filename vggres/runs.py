@@ -85,7 +85,7 @@ class Run:
             self.init != "default" and self.init,
             self.slope != 0.01 and f"slope{self.slope:g}",
             self.dataset != "cifar100" and self.dataset,
-            self.start and f"from-{_begun(self.start.removeprefix(f'{self.model}-'))}",
+            self.start and f"from-{_origin(self.start.removeprefix(f'{self.model}-'))}",
             self.trained != "all" and f"{self.trained}-layer",
             self.optimizer != "adam" and self.optimizer,
             self.lr != 1e-3 and f"lr{_short(self.lr)}",
@@ -137,7 +137,7 @@ def _short(x: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def _begun(start: str) -> str:
+def _origin(start: str) -> str:
     """Of another run's name its data and its epochs will do: 'cifar10-sgd-lr5e-2-90ep' -> 'cifar10-90ep'."""
     return start.split("-")[0] + re.search(r"(-\d+ep)?$", start)[0]
 
