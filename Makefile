@@ -58,4 +58,4 @@ constraints: ## authors: pin the newest versions within pyproject.toml's ranges 
 
 clean: ## remove what was rendered and cached; .venv, data and results stay
 	rm -rf build .pytest_cache .ruff_cache
-	find vggres tests notebooks -name __pycache__ -prune -exec rm -rf {} +
+	find vggres tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} +

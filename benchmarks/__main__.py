@@ -19,7 +19,7 @@ from vggres.engine import Engine, pick_device, pick_precision
 from vggres.errors import UserError
 from vggres.files import write_atomically
 from vggres.models import build
-from vggres.training import description, device_name
+from vggres.training import device_name
 
 BATCH, LR, EPOCH = 100, 1e-3, 47_500
 KINDS = {  # of operators, on CUDA of kernels, by what their names hold
@@ -108,7 +108,6 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 5,
     turn: Annotated[float, typer.Option(help="Seconds of a turn.")] = 4.0,
     together: Annotated[int, typer.Option(help="Runs at once; 0 for none, as on a CPU.")] = 7,
-    compiled: Annotated[bool, typer.Option(help="Try torch.compile inside the capture; costs minutes.")] = False,
     out: Annotated[Path, typer.Option(help="Where the measurement is written to.")] = Path("build/benchmarks.json"),
 ):
     """Train a few steps in the naive way and with this engine, by turns; print both, their ratio, and the ceiling."""
@@ -122,8 +121,6 @@ def main(
     for model in models:
         epochs = naive.train(build(model, seed=0), *source.train, BATCH, LR, on)
         ways = {"naive": partial(as_by_default, epochs), "vggres": by_engine([build(model, seed=0)], images, on)}
-        if on.type == "cuda" and compiled:
-            ways["vggres, compiled"] = by_engine([torch.compile(build(model, seed=0).to(on))], images, on)
         if on.type == "cuda" and together:
             nets = [build(model, seed=k) for k in range(together)]
             ways[f"vggres, {together} together"] = by_engine(nets, images, on)
@@ -154,7 +151,7 @@ def main(
     result = {
         "device": {"type": on.type, "name": device_name(on)},
         "precision": precision,
-        "convolution": description(Engine(build("vgg08"), LR, 0.0, on))["convolution"],
+        "convolution": Engine(build("vgg08"), LR, 0.0, on).convolution,
         "threads": torch.get_num_threads(),
         "ceiling": {"product_per_s": round(product), "bytes_per_s": round(copied)},
         "data": source.name,

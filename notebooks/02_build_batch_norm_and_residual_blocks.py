@@ -6,7 +6,7 @@
 # with residual connections (RC). This chapter builds both from their equations and measures what they do.
 #
 # **You will see** batch normalisation written by hand, forwards and backwards, equal to PyTorch's; the residual block;
-# and four nets of 38 layers side by side, before their first step and in their first hundred.
+# and four nets of 38 layers side by side before their first step, and two of them in their first hundred.
 # **You will learn** how BN divides the factor 0.41 out, how a shortcut goes round it, and why the two together are
 # better balanced than BN alone.
 # **You need** chapter 01, the chain rule, and about a minute of two CPU cores. No GPU and no dataset are needed.
@@ -283,7 +283,7 @@ fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
 by_layer(left, {name: rows.signal for name, rows in probe.items()}, FOUR)
 by_layer(right, {name: rows.gradient for name, rows in probe.items()}, FOUR)
 left.set(title="signal: how much images differ", ylabel="RMS over units of the spread of z")
-right.set(title="gradient on its way back, right to left", ylabel="RMS of dE/dz")
+right.set(title="gradient on its way back, right to left", ylabel="RMS of dE/dz (E: of one image)")
 _ = right.legend(frameon=False, loc="lower right")
 plt.show()
 
@@ -340,8 +340,10 @@ print(f"theory {theory:.2f}, measured {inner.median():.2f} (median of {len(inner
 # Twelve layers at 1.21 make 9.8, and the pooling divides by 4, which leaves about 2.5, as in the table. With shortcuts
 # the stage multiplies by nearly as much before its reduction. But each of the five blocks adds a branch of variance
 # about 1 to the stream, and the BN of the reduction block divides the gradient by the size that the stream has come to:
-# with the pooling's 4 that takes the ten back. So BN + RC leaves a stage with a factor of about 1. *Live*, the same
-# stages without the step through the reduction's first convolution, and that step:
+# with the pooling's 4 that takes the ten back. So BN + RC leaves a stage with a factor of about 1. (Stage 1 has half of
+# that in both nets: the entry's outputs are twice as large as other layers', so the BN behind the first convolution
+# after it divides the gradient by twice as much.) *Live*, the same stages without the step through the reduction's
+# first convolution, and that step:
 
 # %% tags=["nbval-ignore-output"]
 after = [f"stage{i}.reduce.conv1" for i in (1, 2, 3)]
@@ -356,8 +358,9 @@ assert (inside > 4).all(axis=None) and (step["BN + RC"] < step["BN"] / 2).all()
 # %% [markdown]
 # ## Compare the gradient flow
 #
-# *Live.* The measure of the reports is the mean of $|\partial E / \partial W|$ of each layer: the product of the two
-# sides of Figure 1. Three initialisations of each net, on the whole batch:
+# *Live.* The measure of the reports is the mean of $|\partial E / \partial W|$ of each layer. It goes as the right side
+# of Figure 1 times the *size* of the layer's input. (Not its left side: in the plain net biases give the input a size
+# without difference, hence the stairs of chapter 01.) Three initialisations of each net, on the whole batch:
 
 # %%
 SEEDS = (0, 1, 2)
@@ -449,7 +452,7 @@ assert losses["vgg38-bn-rc"][-1] < losses["vgg38-bn-rc"][0] - 0.06
 
 # %% [markdown]
 # **Figure 3.** The plain net lies on the dotted line, $\ln 100 = 4.605$ nats: it guesses. BN + RC, with 0.7 % more
-# parameters and the same recipe, is below the line after some twenty steps and goes on falling: fast on the easy
+# parameters and the same recipe, is below the line within the first twenty steps and goes on falling: fast on the easy
 # procedural set, by about 0.1 nats on 5,000 images of CIFAR-100. What the four nets reach when they are trained in
 # earnest is chapter 04.
 #

@@ -299,7 +299,8 @@ assert np.allclose(A.T @ ((G @ g) * (B.T @ d)), np.correlate(d, g, "valid"))
 # the definition has $4^2 \cdot 3^2 = 144$. What $A$, $B$ and $G$ cost is additions, shared by 32 channels. The engine
 # does so on a CPU that computes in float32, with some 200 lines of C, `vggres/winograd.c`, if there is a compiler for
 # them; gradients are computed in the same way. *Live*, the logits of a VGG38 and the gradient of its first layer, by
-# torch's convolutions and by these, against torch's in float64:
+# torch's convolutions and by these, against torch's in float64. (The net has the initial weights and the slope of
+# chapter 08, since the default one's logits do not depend on the image.)
 
 
 # %%
@@ -329,8 +330,8 @@ assert all(np.allclose(row, found["torch, float32"], rtol=1, atol=1e-3) for row 
 # %% [markdown]
 # By itself such a convolution is less exact, by $1.4 \cdot 10^{-6}$ of its output instead of $3 \cdot 10^{-7}$
 # (`benchmarks/NOTES.md`), since the values at the six points are larger than the inputs. In the net no difference
-# shows: nearly all of the error is that of the entry's batch normalisation, which both have from torch. And
-# bfloat16's relative spacing is 0.8 %.
+# shows: nearly all of the error is that of the entry's batch normalisation, which both have from torch. (For scale:
+# bfloat16 rounds by up to 0.4 %.)
 #
 # ## Compare it with the reports' loop
 #
@@ -338,7 +339,8 @@ assert all(np.allclose(row, found["torch, float32"], rtol=1, atol=1e-3) for row 
 # `DataLoader` with two workers, float32, channels first, the loss read after each batch. It lets both loops take turns
 # in one process and prints their ratio, the median of several rounds. It also measures the *ceiling* of the machine,
 # its best matrix product and its fastest copy, and says how near to it each loop comes. Replayed from
-# `benchmarks/`, from two processors, of which only one computes in bfloat16:
+# `benchmarks/`, from two machines that both call themselves by one name, of which only one computes in bfloat16 (a
+# third is in the README):
 
 # %%
 benchmarks, names = records.default_root().parent / "benchmarks", {"vgg08": "VGG08", "vgg38-bn-rc": "VGG38 BN + RC"}
@@ -537,11 +539,12 @@ assert (
 assert 100 * 7 * 3 * ways["vggres, 7 together"]["epoch_s"] / 7 / 60 < 20
 
 # %% [markdown]
-# A naive step of VGG38 BN + RC takes 25 ms, most of it launches. Captured as one graph, of torch's own kernels, it
-# takes 4.0 ms; with those written for these nets 2.0 ms; and seven runs side by side take 1.1 ms a step each. At that
-# rate Table 1, seven rows of a hundred epochs with three seeds, takes 18 minutes at most. It is still only a fifth of
-# what the memory could do: in stage 1 a convolution is held up by the caches, and the kernels of stages 2 and 3 do so
-# little that they are over as soon as they begin. `benchmarks/NOTES.md` has the numbers.
+# A naive step of VGG38 BN + RC takes 25 ms: hundreds of launches, and two workers that can hardly make 100 PIL images
+# any faster; which of the two binds was not measured. Captured as one graph, of torch's own kernels, it takes 4.0 ms;
+# with those written for these nets 2.0 ms; and seven runs side by side take 1.1 ms a step each. At that rate Table 1,
+# seven rows of a hundred epochs with three seeds, takes 18 minutes at most. It is still only a fifth of what the memory
+# could do: in stage 1 a convolution is held up by the caches, and the kernels of stages 2 and 3 do so little that they
+# are over as soon as they begin. `benchmarks/NOTES.md` has the numbers.
 #
 # *Live*, on the CPU, where nothing is won by it but everything can be checked: two seeds together, and each of them
 # alone.
@@ -562,9 +565,9 @@ for seed in (0, 1):
 # - Augmentation is one gather, and all its randomness depends on (seed, epoch) alone.
 # - bfloat16 holds the gradients that this project studies; float16 would turn most of VGG38's into zeros.
 # - A step of VGG38 costs 0.84 GFLOP an image. On a CPU it is spent in the net, not in the data.
-# - On a CPU this loop is two to three times as fast as the reports': in bfloat16 by cheaper products, in float32 by
-#   fewer of them. On a GPU it is 12 times as fast: by one launch a step, and by fewer passes over memory; and 23 times
-#   with seven runs side by side.
+# - On a CPU this loop is two to four times as fast as the reports': in bfloat16 by cheaper products, in float32 by
+#   fewer of them. On a GPU it is 12 times as fast: by one launch a step, by fewer passes over memory, and by images
+#   that are there already; and 23 times with seven runs side by side.
 # - Runs that are trained together give the same results and gradients as if they had been trained alone.
 # - A run that is cut off anywhere ends, once it is resumed, with the same history, gradients and result.
 #

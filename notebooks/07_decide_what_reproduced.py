@@ -7,7 +7,7 @@
 # its recipe. Report C prints none.)
 #
 # **You will see** a verdict for every number, most of them still "not measured"; and why, very likely, reports A and B
-# print different accuracies for one net.
+# print different accuracies for one net, VGG08.
 # **You will learn** why a single run has no verdict, and how large a difference three runs can see.
 # **You need** chapter 04. Nothing is trained here: the chapter replays the records in `results/`.
 
@@ -21,7 +21,7 @@ from vggres import RUNS, build, figures, records, tables
 from vggres.models import layers
 from vggres.runs import QUEUE
 
-pd.set_option("display.max_rows", None)
+pd.set_option("display.max_rows", None, "display.max_colwidth", None)
 
 # %% [markdown]
 # ## Ask where a new run would fall
@@ -159,13 +159,14 @@ assert (apart > seeds.max() - seeds.min()).all() and (apart < 2).all() and len(b
 # something to say all the same. The plain net is as reported, but for one number: the 0.64 % of report B's validation
 # images. A net that gives all images one answer is right about as many as that class has, in ours 25 of 2,500. So in
 # report B's that class has 16, and its validation images were not drawn class by class. And in each row that learns
-# report A's net fits its training images less well than ours:
+# report A's net fits its training images less well than ours; of report B's two, one does:
 
 # %%
-learned = trained[(trained.report == "A") & (trained.exhibit == "Table 1") & (trained.n > 0) & (trained.run != "vgg38")]
-fit = learned.pivot(index="run", columns="metric", values="difference")[["train_loss", "train_acc"]]
-print((100 * fit.train_acc.sort_values()).map("{:+.1f} points".format).to_string())
-assert (fit.train_acc < -0.02).all() and (fit.train_loss > 0.05).all()
+learned = trained[(trained.n > 0) & (trained.run != "vgg38") & trained.exhibit.isin(["Table 1", "Set 1"])]
+fit = learned.pivot(index=["report", "run"], columns="metric", values="difference")[["train_loss", "train_acc"]]
+print((100 * fit.train_acc).map("{:+.1f} points".format).to_string())
+assert (fit.train_acc["A"] < -0.02).all() and (fit.train_loss["A"] > 0.05).all()
+assert abs(fit.train_acc["B", "vgg08"]) < 0.01 and fit.train_acc["B", "vgg38-bn"] < -0.03
 assert round(0.0064 * 2500) == 16
 
 # %% [markdown]
@@ -262,14 +263,19 @@ assert jumps["cosine once a batch"] > 3 * jumps["cosine once an epoch"] and spre
 # seem to have trained by the two versions of one framework; "cosine annealing" in report A's table would be no
 # annealing at all.
 #
-# The validation accuracy could not have told: the swinging rate moves it by one and a half points from an epoch to the
-# next, and A's 46.84 % lies among these. Without crops and flips VGG08 fits the training images 12 points better than
-# report B's did, so B's VGG08 was trained with them, or with something that holds it back as much.
+# The validation accuracy could not have told. The hundredth epoch ends where the swinging rate is lowest, and there our
+# three seeds agree (48.0 to 48.6 %); A's 46.84 % is more than a point below them, which the 2.8 points of other
+# validation images cover. (Were it of another epoch, the swing would cover it, too.) Without crops and flips VGG08 fits
+# the training images 12 points better than report B's did, so B's VGG08 was trained with them, or with something that
+# holds it back as much.
 #
-# Did A train its VGG38 so, too? Its nets that learn speak for it: all fit less well than ours, by 2 to 17 points, as
-# they would if the rate never came to rest. `vgg38-bn-rc-cosine-step` and the like will decide. And how did B's
-# "ResNet", with shortcuts in all blocks, come to fit 86 % of its training images? With crops and flips, it may be:
-# ours, with shortcuts in fewer, fits 80 % with them (`vgg38-bn-rc`). What decides is `vgg38-resnet` with and without.
+# Did A train its VGG38 so, too? Its nets that learn all fit less well than ours, by 2 to 17 points, as they would if
+# the rate never came to rest. But by its text two of them had another recipe. And the same is seen in report B, whose
+# VGG38 BN fits 4 points less well than ours, though its VGG08 lies on the cosine that falls once an epoch. So a low fit
+# is no proof of a swinging rate, and of B's recipe, too, only VGG08's is settled. `vgg38-bn-cosine-step` and the like
+# will decide. And how did B's "ResNet", with shortcuts in all blocks, come to fit 86 % of its training images? With
+# crops and flips, it may be: ours, with shortcuts in fewer, fits 80 % with them (`vgg38-bn-rc`). What decides is
+# `vgg38-resnet` with and without.
 #
 # Some questions no run here will decide:
 #
@@ -277,7 +283,8 @@ assert jumps["cosine once a batch"] > 3 * jumps["cosine once an epoch"] and spre
 #   The second term of the rule stands for this.
 # - Whether the images were normalised with CIFAR-10's constants, as that framework does and as we do, or with
 #   CIFAR-100's. The first layer is followed by batch normalisation, which takes out most of the difference.
-# - Whether report A's Table 1 shows the last epoch or the best. We compare with the last.
+# - Whether report A's Table 1 shows the last epoch or the best. We compare with the last. (By the swinging cosine it
+#   matters which: from one epoch to the next is a point and a half.)
 # - Which of two prints is right: report B gives 90.35 and 90.03 for one training accuracy, and x5 and x10 for one
 #   learning rate. We take the former of each.
 #
@@ -296,7 +303,8 @@ tables.for_reading(trained[trained.n == 0])
 #   the seeds differ.
 # - All fifteen parameter counts are right. Of the 109 numbers that need training, eight have a verdict so far: all
 #   four of report B's VGG08 are reproduced, and three of report A's four. Another 35 have one or two runs.
-# - Report A's nets fit their training images less well than ours, in every row that learns.
+# - Report A's nets fit their training images less well than ours, in every row that learns; report B's VGG38 BN, too.
 # - Four of the questions that the reports leave open have runs that decide them. Two are answered for VGG08: report A
 #   very likely stepped its cosine once a batch, by which all four of its numbers are reproduced, and report B once an
-#   epoch, which is why their numbers differ; and report B's VGG08 was very likely trained with crops and flips.
+#   epoch, which would explain why their VGG08 differ; and report B's VGG08 was very likely trained with crops and
+#   flips. Report B's VGG38 BN, four points below ours, fits neither story yet.

@@ -74,8 +74,8 @@ assert abs(gains["delta-orthogonal"] - 1) < 0.05 and gains["default"] < 0.45
 print("gain of a layer, backwards:", ", ".join(f"{init} {value:.1f}" for init, value in gains.items()))
 
 # %% [markdown]
-# The gain of a layer is 1, so the product of 36 gains is no longer $10^{-16}$. By the argument of chapter 01 this net
-# should learn. It does not, or hardly: we shall train it below. The gradient is healthy, and something else is not.
+# The gain of a layer is 1, so 36 gains and three poolings no longer make $10^{-16}$. By the argument of chapter 01 this
+# net should learn. It does not, or hardly: we shall train it below. The gradient is healthy, and something else is not.
 #
 # ## Ask whether two images still differ
 #
@@ -125,7 +125,7 @@ assert (dots[0.01] > dots[0.3]).all() and (dots[0.3] > dots[0.6]).all()
 
 # %% [markdown]
 # **Figure 1.** How alike two images look to each layer; two initialisations a slope. Nothing is fitted. The dots run
-# along their lines, mostly above them, by up to 0.15: the procedural images are not unrelated to begin with, each
+# along their lines, mostly above them, by up to 0.17: the procedural images are not unrelated to begin with, each
 # pooling (at 12 and 24) averages pixels into more alike ones, and 32 filters are far from infinitely many. Above all
 # they keep their order: the slope decides. At 0.01 the images run together within a dozen layers.
 #
@@ -190,7 +190,7 @@ assert cards.smooth["BN"] < 0.15 < cards.smooth["BN + RC"] < cards.smooth["SkipI
 assert cards.step["plain"] < 1e-6 and cards.step["SkipInit"] == 0 and cards.Jacobian["plain, delta"] < 0.005
 assert cards.Jacobian[["plain, delta, slope 0.6", "BN + RC", "SkipInit"]].between(0.005, 0.3).all()
 assert cards.gradient.idxmax() == "BN" and cards.slice[["BN", "BN + RC", "SkipInit"]].max() < 6
-assert cards.slice["plain, delta, slope 0.6"] > 6
+assert cards.slice[["plain, delta", "plain, delta, slope 0.6"]].min() > 8
 
 # %% [markdown]
 # **Table 1.** Read it by columns.
@@ -207,8 +207,8 @@ assert cards.slice["plain, delta, slope 0.6"] > 6
 #   it; nets without BN do not have the problem. (The plain net is smooth trivially: it hardly answers to its input.)
 # - *step*: about a hundredth, whatever the gradient was, but for two: the plain net's drowns in Adam's epsilon, and
 #   SkipInit's branches are not yet there and get a gradient of exactly 0, which does no harm: their factors move first.
-# - *slice*: the delta-orthogonal nets lie in steep country. Halfway along their own length the loss of the one with
-#   slope 0.6 is beyond 6 nats, while with BN or SkipInit it hardly changes. Keep this for the last question.
+# - *slice*: the delta-orthogonal nets lie in steep country. Halfway along their own length the loss is about 10 nats
+#   and more, while with BN or SkipInit it hardly changes. Keep this for the last question.
 #
 # ## Train, and watch the images part
 #
@@ -287,9 +287,9 @@ assert skipinit < 4.4 and bn_rc < 4.4
 # repaired ones. SkipInit (pink) starts as a net without depth; BN + RC (blue) starts with its images apart, by
 # construction.
 #
-# A small cosine at the start is no law for all nets: VGG08 and VGG38 RC start with images that agree to the fifth
-# digit, and learn. Few layers stand between their input and their head, the gradient reaches all of them, and a few
-# steps bring the images apart. What must be asked is whether they *come* apart:
+# That images must differ at the *start* is no law for all nets: VGG08 and VGG38 RC start with images that agree to the
+# fifth digit, and learn. Few layers stand between their input and their head, the gradient reaches all of them, and a
+# few steps bring the images apart. What must be asked is whether they *come* apart:
 
 # %%
 start_and_end = {name: learn(name, steps=40)[1].iloc[[0, -1]].tolist() for name in ("vgg08", "vgg38-rc")}
@@ -338,10 +338,10 @@ assert not losses.iloc[-1] < 5
 
 # %% [markdown]
 # So three things matter, and each leaves its mark on another probe: the *weights* on the gradient, the *slope* on the
-# angle between images, the *step* on what one update does. The first two had to be changed; the third, as the next
-# table shows, had to be kept well below 1e-2. BN and shortcuts change the same three by other means: BN sets the size
-# of each layer's output, takes away what the images have in common, and makes large steps harmless; a shortcut passes
-# gradient, images and small steps round the layer.
+# angle between images, the *step* on what one update does. The first two had to be changed; the third had to be kept
+# well below 1e-2. BN and shortcuts change the same three by other means: BN sets the size of each layer's output, takes
+# away what the images have in common, and makes large steps harmless; a shortcut passes gradient, images and small
+# steps round the layer.
 #
 # What does each give alone, and what do two of them? *Live*, the plain VGG38 again, 60 steps of 50 images:
 
@@ -363,16 +363,17 @@ assert alone.loc["delta-orthogonal", 0.6].max() < 4.2
 assert alone.loc[("delta-orthogonal", 0.6), "step 0.0004"] < alone.loc[("delta-orthogonal", 0.6), "step 0.001"]
 
 # %% [markdown]
-# **Table 2.** The mean loss of the last 20 steps; 4.61 is guessing. None of the three does anything alone, but for the
-# weights, which do next to nothing. Without them nothing learns, at either slope and either step; with weights and
-# slope it learns at the reports' step of 1e-3, too, and better at the smaller one.
+# **Table 2.** The mean loss of the last 20 steps; 4.61 is guessing. None of the three does anything alone. Without the
+# weights nothing learns, at either slope and either step; with them and the smaller step next to nothing does; with
+# weights and slope it learns at the reports' step of 1e-3, too, and better at the smaller one.
 #
 # ## Replay: what is measured on CIFAR-100
 #
 # The registry holds the plain VGG38 with and without each of the three changes, SkipInit, both depths with the slope
-# that leaves a cosine of 0.9, and what chapter 12 asks for: a plain VGG68, and nets trained by the optimiser Muon. What
-# of them is measured on the real images, beside the nets of report A, is read from the records; of what no report
-# trained these are mostly runs of five epochs. Test accuracy is that of the epoch with the best validation.
+# that leaves a cosine of 0.9, and what chapter 12 asks for: a plain VGG68, and nets trained by *Muon*, whose steps are
+# orthogonal matrices, or by *Adam, two rates*, a smaller one for all convolutions but the first. What of them is
+# measured on the real images, beside the nets of report A, is read from the records; of what no report trained these
+# are mostly runs of five epochs. Test accuracy is that of the epoch with the best validation.
 
 # %%
 table = tables.what_else()
@@ -396,19 +397,25 @@ assert five["VGG38", "0.001"] == 1 and mended > 15 and mended > five["VGG38 RC",
 # %% [markdown]
 # So it holds on the real images: after five epochs the plain VGG38 of the reports still guesses, and the same net with
 # other initial weights, another slope and a smaller step has learned about as much as the repaired ones; a single run
-# each. It took the weights, the slope and the step. With these weights and this slope, and a step that is small only
-# where it has to be (by Muon, chapter 12), the plain net has 60.9 % of the validation images after a hundred epochs,
-# and 61.4 % of the test images. With both repairs and a step of 1e-2 VGG38 has 60.4 and 59.5 % here, and 59.95 % of the
-# validation images in report A. What is still missing against BN and shortcuts together is ease: they bear Adam's step
-# of 1e-2 in all layers, where the plain net must be told which of them to move how far. And, by the same steps, a point
-# of accuracy after five epochs and two after fifteen; with weight decay, which the plain net has not been tried with,
-# report B's has 65.32 %.
+# each. (Which of the three it needed there is not measured: all were changed together.) With these weights, this slope
+# and Muon, whose step is an orthogonal matrix, the plain net has 60.9 % of the validation images after a hundred
+# epochs, and 61.4 % of the test images. (A step that is only smaller in the middle, *Adam, two rates*, does not do it:
+# chapter 12.) With both repairs and a step of 1e-2 VGG38 has 60.4 and 59.5 % here, and 59.95 and 61.4 % in report A.
+# What is still missing against BN and shortcuts together is ease: they bear Adam's step of 1e-2 in all layers. By
+# Muon's steps they are also a point ahead after five epochs and two after fifteen, which single runs do not prove; with
+# weight decay, which the plain net has not been tried with, report B's has 65.32 %.
 
 # %%
 whole = records.read(records.folder_of(records.default_root(), MUON.name, 0))
 assert whole["model"]["params"] == 336_196 and whole["result"]["epochs"] == 100 and whole["result"]["test_acc"] > 0.55
 
+figures.picture(figures.headline())
+
 # %% [markdown]
+# **Figure 5.** A hundred epochs, as far as they are measured; the plain net by Muon in purple, and the numbers after
+# the last epoch. *Left*, the gradient, is what the reports looked at. It tells who will fail, but not who will learn
+# best.
+#
 # ## What was shown
 #
 # - With delta-orthogonal weights a layer's gain is 1, and the gradient of a plain VGG38 is healthy. By itself that does
@@ -417,7 +424,7 @@ assert whole["model"]["params"] == 336_196 and whole["result"]["epochs"] == 100 
 #   Composed over 37 layers it leaves unrelated images at a cosine of 0.98 at slope 0.01, and 0.65 at 0.6. Measured nets
 #   follow.
 # - The slope for a depth can be computed: for a cosine of 0.9, 0.36 for 37 layers and 0.49 for 67.
-# - With other weights and slope a plain VGG38 learns, better by a smaller step; on CIFAR-100, with all three, too. None
-#   of them does it alone.
+# - With other weights and slope a plain VGG38 learns, better by a smaller step; none of the three does it alone. On
+#   CIFAR-100 it learns with all three; fewer have not been tried there.
 # - What BN and shortcuts still give: Adam may take a step of 1e-2. BN's price is a gradient that is large at the input
 #   and shattered, and shortcuts pay a part of it back.

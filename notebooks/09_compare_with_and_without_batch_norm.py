@@ -1,13 +1,14 @@
 # %% [markdown]
 # # Compare ResNet-18 with and without batch normalisation
 #
-# Report C, a blog of ten days, trains ResNet-18 on CIFAR-10 or CIFAR-100 (it names both) with batch normalisation (BN)
-# and without, and shows two loss curves: with BN the net learns faster, and lower. Chapter 02 asked what shortcuts buy
-# where BN is there. Here is the question from the other side: given shortcuts, what does BN buy?
+# Report C, days 7 to 10 of a blog of thirty, trains ResNet-18 on CIFAR-10 or CIFAR-100 (it names both) with batch
+# normalisation (BN) and without, and shows two loss curves: with BN the net learns faster, and lower. Chapter 02 asked
+# what shortcuts buy where BN is there. Here is the question from the other side: given shortcuts, what does BN buy?
 #
 # **You will see** both nets before their first step, their first steps at three learning rates, their first three
 # epochs of CIFAR-100, and the report's loss curves as far as they are measured here.
-# **You will learn** that shortcuts alone let the gradient through, and that BN makes it worth following.
+# **You will learn** that with shortcuts and He's weights the gradient arrives without BN, and that BN makes it worth
+# following.
 # **You need** chapter 02, and about a minute of two CPU cores. No GPU and no dataset are needed.
 #
 # Cells that say *live* compute on your machine, on a small procedural set of 100 classes; everything else is replayed
@@ -31,9 +32,11 @@ from vggres.models import count_parameters, layers, multiply_adds
 # convolutions have no bias either way, and He's initialisation (by fan-out) is the one that the report's author used.
 # For images of 32x32 the net begins with a 3x3 convolution of stride 1 and no max pooling. The report's text does not
 # say what its net does there; the code that it links to enlarges the images to 224x224 and keeps torchvision's 7x7
-# convolution of stride 2, at 3.3 times the work. For its question "Batch Norm vs Dropout?" there is dropout in BN's
-# place, and for "Residual network vs Inception network" a net of GoogLeNet's modules, narrowed until it does as much
-# work as ResNet-18. The report names neither a rate of dropout nor an Inception architecture: those are our choices.
+# convolution of stride 2, at 3.3 times the work. For its question "Batch Norm vs Dropout?" there is dropout where BN
+# ends a branch or a shortcut, and nothing elsewhere, as in a version of the linked code; and for "Residual network vs
+# Inception network" a net of GoogLeNet's modules, narrowed until it does as much work as ResNet-18: the report names no
+# Inception architecture. (The layers counted here include the 1x1 convolutions of shortcuts, ResNet-18's name does
+# not.)
 
 # %%
 names = ["resnet18", "resnet18-no-bn", "resnet18-dropout", "inception", "resnet34", "resnet50"]
@@ -76,12 +79,14 @@ assert all(rows.gradient.min() > 1e-3 for rows in probe.values()), "the gradient
 assert share["with BN"]["layer4.1.conv2"] > 0.6 and share["without BN"]["layer4.1.conv2"] < 0.45
 
 # %% [markdown]
-# The gradient arrives at every layer of both nets. Nothing vanishes, as it did in VGG38 without either repair: the
-# shortcuts see to that, with an initialisation that keeps the size of what passes through a layer. The other columns
-# tell the nets apart. They are the share of a layer's output that *differs between images* (its signal, as in chapter
-# 02, by its size). At the last convolution it is three quarters with BN and a third without, at the head 0.56 and 0.24.
-# So without BN ever more of what the layers pass on is the same for every image. Subtracting what is common to a batch
-# is just what BN does.
+# The gradient (dE/dz, root mean square, times the number of images, as in chapter 02) arrives at every layer of both
+# nets. Nothing vanishes, as it did in VGG38 without either repair: the shortcuts see to that, and an initialisation
+# that keeps the size of what passes through a layer. (At the first layer it is an order of magnitude larger with BN,
+# which divides by deviations below 1, forward and back. The gradients of the weights, below, differ less.) The other
+# columns tell the nets apart. They are the share of a layer's output that *differs between images* (its signal, as in
+# chapter 02, by its size). At the last convolution it is three quarters with BN and a third without, at the head 0.56
+# and 0.24. So without BN ever more of what the layers pass on is the same for every image. Subtracting what is common
+# to a batch is just what BN does.
 #
 # ## Try three learning rates
 #
@@ -129,9 +134,10 @@ assert min(loss["without BN"]) > 4.3, "without BN none of the rates leads away f
 #
 # ## Replay three epochs
 #
-# Now the real images. The recipe is the report's, but for the size of the images, from its text and the code it links
-# to: SGD as above, rate 0.05, a tenth of it after every 30 epochs, batches of 128, weight decay 5e-4. Crop and flip are
-# ours, as in the other chapters. Three epochs of CIFAR-100 are measured of each net, a single run.
+# Now the real images. The recipe is that of the code which the report links to: SGD as above, rate 0.05, a tenth of it
+# after every 30 epochs, batches of 128, weight decay 5e-4. That code flips the images, too, and crops them at random at
+# any scale, enlarged to 224x224; the crop here is the padded one of 32x32 of the other chapters. Three epochs of
+# CIFAR-100 are measured of each net, a single run.
 
 # %%
 day7 = [run for run in RUNS.values() if "C/Day 7" in run.exhibits and run.model in PAIR.values()]
@@ -139,7 +145,7 @@ panels = {}
 for run in day7:
     heading = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[run.dataset]
     panels.setdefault(heading, {})[tables.label(run)] = run.name
-three = {text: f"{name.removesuffix('90ep')}3ep" for text, name in panels["CIFAR-100"].items()}
+three = {text: f"{name.removesuffix('90ep')}3ep" for text, name in zip(PAIR, panels["CIFAR-100"].values(), strict=True)}
 history, flow = (
     {t: records.load_series(n, f"{file}.csv") for t, n in three.items()} for file in ("history", "gradients")
 )
@@ -154,9 +160,10 @@ for (text, epochs), colour in zip(history.items(), figures.PALETTE, strict=False
     right.plot(depth, by_layer.loc[3], "-", color=colour, lw=2, label=text)
 left.axhline(np.log(100), color="0.6", lw=0.8, ls=":")
 left.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Loss; dashed: training", xticks=[1, 2, 3])
+left.text(3, np.log(100) - 0.02, "guessing", color="0.4", ha="right", va="top", fontsize=8)
 right.set(yscale="log", xlabel="layer, input to output", ylabel="mean |dE/dW|", xticks=range(1, len(depth) + 1, 4))
 right.set_title("Gradient; dotted: before the first step")
-_ = right.legend(frameon=False)
+_ = right.legend(title="ResNet-18", frameon=False)
 plt.show()
 
 # %%
@@ -169,31 +176,31 @@ last.round(2)
 with_bn, without = history.values()
 assert without.val_loss.iloc[-1] > with_bn.val_loss.iloc[0], "three epochs without BN are worth less than one with it"
 start, after = ({text: by.drop(columns="seed").set_index("epoch").loc[i] for text, by in flow.items()} for i in (0, 3))
-dotted, solid = (by["ResNet-18"] / by["ResNet-18 without BN"] for by in (start, after))
+dotted, solid = (by["with BN"] / by["without BN"] for by in (start, after))
 assert dotted.between(1 / 3, 3).all() and solid["layer1.0.conv1":"layer1.1.conv2"].min() > 4
 
 # %% [markdown]
 # **Figure 2**, and the table: losses in nats, accuracies in percent. *Left*: with BN the loss falls faster and is lower
 # from the first epoch on, as the report says. What the net without BN reaches in three epochs, on the validation
 # images, the other has passed in one. It does learn, and would at other rates perhaps learn better: 0.05 is the
-# report's, and none was searched for either net. *Right*: before the first step (dotted) the two nets' gradients lie
-# within a factor of three of each other, at every layer. So it was not the gradient's size that decided. Three epochs
-# later (solid; one mini-batch) the layers of the first stage get four to ten times less without BN. (The peaks are the
-# 1x1 convolutions of the shortcuts, which have few weights.)
+# report's, and none was searched for either net. *Right*: before the first step (dotted) the gradients of the two nets'
+# weights, by which SGD steps, lie within a factor of three of each other, at every layer. So it was not the gradient's
+# size that decided. Three epochs later (solid; one mini-batch) the layers of the first stage get four to ten times less
+# without BN. (The peaks are the 1x1 convolutions of the shortcuts, which have few weights.)
 #
 # ## Replay the report's curves
 #
-# The report does not say how many epochs it trained; ninety, three levels of the rate, are registered. It prints no
-# accuracy at all, only the two curves.
+# The report does not say how many epochs it trained; its code is set to 300. Ninety are registered, three levels of the
+# rate: from epoch 120 on it would be below 1e-5. It prints no accuracy at all, only the two curves.
 
 # %%
 fig = figures.histories(panels, "loss")
 figures.picture(fig) if fig else Markdown("*Not measured yet: the four runs of this figure.*")
 
 # %% [markdown]
-# **Figure 3.** Loss by epoch, training dashed and validation solid, as far as it is measured; a line a seed. What to
-# look for: in the report's picture the curve with BN falls faster and stays below the other. Validation accuracy
-# after the last epoch, in percent (the report prints none):
+# When they are, this is the loss by epoch, training dashed and validation solid. What to look for: in the report's
+# picture the curve with BN falls faster and stays below the other. Validation accuracy after the last epoch, in percent
+# (the report prints none):
 
 # %%
 pair = {f"{heading}, {text}": name for heading, names in panels.items() for text, name in names.items()}

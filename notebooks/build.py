@@ -19,6 +19,8 @@ from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKerne
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
+from vggres.files import write_atomically
+
 HERE = Path(__file__).resolve().parent
 # The kernelspec stays: without it Jupyter asks the reader to choose a kernel at every opening.
 METADATA = {
@@ -91,13 +93,6 @@ def index(out: Path) -> NotebookNode:
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
 
 
-def write(path: Path, text: str) -> None:
-    """Whole or not at all: a build that is interrupted leaves the old file."""
-    part = path.with_name(path.name + ".tmp")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(part, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Execute the chapters.")
     parser.add_argument("chapters", nargs="*", help="how a chapter's name begins, such as 01; default: all")
@@ -120,12 +115,12 @@ def main() -> None:
     for source in sources:
         start = time.perf_counter()
         nb = execute(source)
-        write(out / f"{source.stem}.ipynb", nbformat.writes(nb) + "\n")
+        write_atomically(out / f"{source.stem}.ipynb", f"{nbformat.writes(nb)}\n".encode())
         if args.out:
-            write(out / f"{source.stem}.html", page(nb))
+            write_atomically(out / f"{source.stem}.html", page(nb).encode())
         print(f"{source.stem}: {time.perf_counter() - start:.0f} s", flush=True)
     if args.out:
-        write(out / "index.html", page(index(out)))
+        write_atomically(out / "index.html", page(index(out)).encode())
 
 
 if __name__ == "__main__":

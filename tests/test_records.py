@@ -169,6 +169,11 @@ def test_a_record_in_another_place_is_found_out(results, folder, place):
     assert records.verify(results) == [f"{moved}: lies in the wrong place: it is {RUN.name}, seed 0"]
 
 
+def test_a_record_that_was_moved_aside_is_no_record(results, folder):
+    folder.rename(folder.with_name("seed0.old"))
+    assert records.folders(results) == [] and len(records.load_series(RUN.name, "history.csv", results)) == 0
+
+
 @pytest.mark.parametrize("commit", ["", "main", "0" * 39, "unknown"])
 def test_a_record_needs_a_commit(results, folder, commit):
     rewrite(folder, lambda record: record["git"].update(commit=commit))

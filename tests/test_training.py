@@ -1,5 +1,6 @@
 """The loop: exact resume, deadlines, divergence, and what it refuses."""
 
+import hashlib
 import io
 import itertools
 import math
@@ -173,6 +174,16 @@ def test_an_epoch_that_would_not_fit_is_not_begun(tmp_path, synthetic, monkeypat
     monkeypatch.setattr(Engine, "step", lambda *args: (step(*args), next(count)))
     assert training.train(SMALL, 0, synthetic, tmp_path, "cpu", minutes=10 / 60) is None
     assert next(count) == 5
+
+
+def test_how_long_an_epoch_took_on_another_machine_keeps_none_from_being_begun(tmp_path, synthetic, whole):
+    path = stop(tmp_path, synthetic, 5) / "checkpoint.pt"
+    saved = torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)
+    saved["state"]["history"][-1]["seconds"] = 1e6
+    buffer = io.BytesIO()
+    torch.save(saved, buffer)
+    path.write_bytes(hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
+    assert training.train(SMALL, 0, synthetic, tmp_path, "cpu", minutes=10)["result"]["epochs"] == 3
 
 
 def test_no_time_at_all_trains_nothing_and_loses_nothing(tmp_path, synthetic, whole, monkeypatch):
@@ -539,6 +550,19 @@ def test_a_start_without_weights_says_what_to_train_first(tmp_path, synthetic, m
     untrained(monkeypatch)
     with pytest.raises(weights.NoWeights, match=f"vggres train {SMALL.name}"):
         training.train(further("all"), 0, synthetic, tmp_path, "cpu")
+
+
+def test_a_checkpoint_that_began_from_other_weights_is_not_resumed(tmp_path, synthetic, pretrained):
+    run = replace(further("all"), start="mine", epochs=2)
+    other = {name: 2 * weight for name, weight in pretrained.items()}
+    first = training.steps(run, 0, synthetic, tmp_path, "cpu", start=(pretrained, "a" * 64))
+    for _ in range(3):  # two steps are an epoch
+        next(first)
+    first.close()
+    with pytest.raises(UserError, match="began from other weights"):
+        training.train(run, 0, synthetic, tmp_path, "cpu", start=(other, "b" * 64))
+    record = training.train(run, 0, synthetic, tmp_path, "cpu", start=(pretrained, "a" * 64))
+    assert record["start"]["sha256"] == "a" * 64 and record["time"]["resumes"] == 1
 
 
 def test_a_start_of_another_network_is_refused(tmp_path, pretrained):

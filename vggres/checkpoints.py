@@ -29,7 +29,7 @@ class State:
     diverged: bool = False
     wall_s: float = 0.0
     resumes: int = 0
-    digests: dict[str, str] = field(default_factory=dict)  # of the images; none in an older checkpoint
+    digests: dict[str, str] = field(default_factory=dict)  # of images and start weights; none in an older checkpoint
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     git: list[dict] = field(default_factory=list)  # one entry a commit that trained a part of it
     devices: list[dict] = field(default_factory=list)  # and one a device
@@ -38,15 +38,11 @@ class State:
     def epoch(self) -> int:
         return len(self.history)
 
-    @property
-    def seconds_an_epoch(self) -> float:
-        return self.history[-1]["seconds"] if self.history else 0.0
-
     def add(self, row: tuple, net: nn.Module) -> None:
         """Note an epoch: its line of the history, the gradients of its last batch, the weights if it is the best."""
         self.history.append(dict(zip(records.HISTORY, row, strict=True)))
         self.gradients.append({"epoch": self.epoch, **gradient_flow(net)})
-        self.wall_s += self.seconds_an_epoch
+        self.wall_s += self.history[-1]["seconds"]
         self.diverged = not all(math.isfinite(self.history[-1][loss]) for loss in ("train_loss", "val_loss"))
         if records.summarise(self.history)["best_epoch"] == self.epoch:
             self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
@@ -98,7 +94,7 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, digests: dict[str,
     """Put the engine where the newest whole checkpoint left it; None if there is none to resume.
 
     Raises:
-        UserError: the checkpoint is of other settings or other images, or all checkpoints are damaged.
+        UserError: the checkpoint is of other settings, images or weights to start from, or all checkpoints are damaged.
     """
     saved, damaged = newest(folder, engine.device)
     if saved is None:
@@ -118,7 +114,10 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, digests: dict[str,
             group["capturable"] = engine.device.type == "cuda"  # whatever wrote the checkpoint
     state = State(**saved["state"])
     if state.digests not in ({}, digests):
-        raise UserError(f"{saved['path']} is of other images; delete it to begin anew, or choose another --results")
+        raise UserError(
+            f"{saved['path']} is of other images, or began from other weights; "
+            "delete it to begin anew, or choose another --results"
+        )
     state.resumes += 1
     if damaged:  # or the next `save` would put the damaged one in the place of the whole one
         os.replace(saved["path"], damaged[0])

@@ -14,10 +14,13 @@ import typer
 from typer.core import TyperGroup
 
 from vggres import data as datasets
-from vggres import records
+from vggres import queue, records, training
+from vggres.checkpoints import epochs_done
+from vggres.engine import Engine, pick_device
 from vggres.errors import UserError
 from vggres.files import write_atomically
 from vggres.runs import QUEUE, RUNS, Run, find
+from vggres.weights import load, read_file
 
 
 class OneLine(TyperGroup):
@@ -38,7 +41,9 @@ class OneLine(TyperGroup):
             typer.echo(message if "\n" in message else f"vggres: {message.rstrip('.')}; see --help", err=True)
             status = e.exit_code
         if status == 130:
-            typer.echo("vggres: interrupted; the same command goes on from the last whole epoch", err=True)
+            typer.echo(
+                "vggres: interrupted; a training goes on from its last whole epoch by the same command", err=True
+            )
         sys.exit(status or 0)
 
 
@@ -71,12 +76,12 @@ DataRoot = Annotated[
         show_default="$VGGRES_DATA or ~/.cache/vggres",
     ),
 ]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
 
 
 @app.command("list")
 def list_(results: Results):
     """Every registered run: validation accuracy (%) reported and measured, the state of its seeds, where it is told."""
-    from vggres.checkpoints import epochs_done
     from vggres.tables import reported
 
     measured = records.load_runs(results)
@@ -102,8 +107,6 @@ def data(
     ] = "cifar100",
 ):
     """Download a dataset and check every image. What is there already is only checked."""
-    if dataset not in datasets.SPECS:
-        raise UserError(f"no dataset is called {dataset!r}; there are {', '.join(datasets.SPECS)}")
     folder = datasets.fetch(dataset, root)
     loaded = datasets.load(dataset, folder)
     sizes = ", ".join(f"{len(getattr(loaded, split)[1]):,} {split}" for split in ("train", "val", "test"))
@@ -126,7 +129,7 @@ def train(
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Train fewer or more epochs: a run of another name.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+    device: Device = "auto",
     minutes: Annotated[
         float | None, typer.Option(help="Stop cleanly after this time; the same command resumes.")
     ] = None,
@@ -136,9 +139,6 @@ def train(
     ] = False,
 ):
     """Train runs and record them; what was begun is resumed, what is recorded is kept."""
-    from vggres import queue
-    from vggres.engine import pick_device
-
     if minutes is not None and not minutes > 0:
         raise UserError(f"--minutes must be positive, not {minutes}")
     if together < 1:
@@ -186,12 +186,10 @@ def transfer(
     seed: Annotated[
         int, typer.Option(help="Of the last layer, the order of the images and their crops.", callback=_seeds)
     ] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+    device: Device = "auto",
 ):
     """Fine-tune a ResNet-18 on your own images, as report D's part 2 does: lr 5e-4, batches of 32."""
     from vggres import photographs
-    from vggres.training import train
-    from vggres.weights import read_file
 
     name = {"imagenet": "imagenet", "none": None}.get(weights, Path(weights).stem.replace("-", "_"))
     run = Run(
@@ -202,7 +200,7 @@ def transfer(
     )
     start = read_file(None if weights == "imagenet" else Path(weights)) if name else None
     loaded, say = photographs.load(images, size), partial(typer.echo, err=True)
-    _tell((run, seed), train(run, seed, loaded, results, device, say=say, start=start))
+    _tell((run, seed), training.train(run, seed, loaded, results, device, say=say, start=start))
 
 
 @app.command()
@@ -210,18 +208,15 @@ def evaluate(
     name: Annotated[str, typer.Argument(help="A run whose weights are kept.", metavar="NAME")],
     root: DataRoot,
     results: Results,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+    device: Device = "auto",
 ):
     """Test a run's kept weights (of seed 0, the best on the validation set) beside what its record says."""
-    from vggres.data import Images, scaling
-    from vggres.engine import Engine, pick_device
-    from vggres.weights import load
-
     net, record = load(name, results), records.read(records.folder_of(results, name, 0))
     run = find(name)
     engine = Engine(net, run.lr, run.weight_decay, pick_device(device))
     whole = datasets.load(run.dataset, root)
-    _, accuracy = engine.evaluate(Images(*whole.test, engine.device, *scaling(run.normalise, whole.train[0])))
+    scale = datasets.scaling(run.normalise, whole.train[0])
+    _, accuracy = engine.evaluate(datasets.Images(*whole.test, engine.device, *scale))
     typer.echo(
         f"{name}: test {100 * accuracy:.2f} % here ({engine.precision}), "
         f"{100 * record['result']['test_acc']:.2f} % in the record ({record['device']['precision']})"

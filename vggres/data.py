@@ -92,7 +92,10 @@ def scaling(normalise: str, images: np.ndarray) -> tuple[tuple[float, ...], tupl
 
 @dataclass(frozen=True)
 class Data:
-    """Images as uint8 (N, 32, 32, 3), height by width by channel, and labels as int64 (N,), by split."""
+    """Images as uint8 (N, 32, 32, 3), height by width by channel, and labels as int64 (N,), by split.
+
+    Of photographs height and width are another size. `digests` are those of the whole dataset by split, also of a part.
+    """
 
     name: str
     train: tuple[np.ndarray, np.ndarray]
@@ -128,9 +131,7 @@ def load(name: str = "cifar100", root: Path | str | None = None) -> Data:
     """
     if name == "synthetic":
         return synthetic()
-    if name not in SPECS:
-        raise DataError(f"no dataset is called {name!r}; there are {', '.join(SPECS)} and synthetic")
-    spec, folder = SPECS[name], _find(name, Path(root) if root is not None else default_root())
+    spec, folder = _spec(name), _find(name, Path(root) if root is not None else default_root())
     splits, digests = {}, {}
     for split in spec.counts:
         labels, pixels = (_read_python if folder.name == spec.python_folder else _read)(folder, spec, split)
@@ -149,8 +150,14 @@ def load(name: str = "cifar100", root: Path | str | None = None) -> Data:
     return Data(name, train, val, splits["test"], digests, spec.classes)
 
 
+def _spec(name: str) -> Spec:
+    if name not in SPECS:
+        raise DataError(f"no dataset is called {name!r}; there are {', '.join(SPECS)}, and in memory synthetic")
+    return SPECS[name]
+
+
 def classes(name: str) -> int:
-    """How many classes a dataset has."""
+    """How many classes a dataset of `SPECS` has; 100, as synthetic, for any other."""
     return SPECS[name].classes if name in SPECS else 100
 
 
@@ -199,16 +206,16 @@ def fetch(name: str = "cifar100", root: Path | str | None = None) -> Path:
     Returns: the folder that holds it. What is already there is not fetched again.
 
     Raises:
-        DataError: the download failed or the folder cannot be written.
+        DataError: no such dataset, the download failed, or the folder cannot be written.
     """
-    root = Path(root) if root is not None else default_root()
+    spec, root = _spec(name), Path(root) if root is not None else default_root()
     if not available(name, root):
         from torchvision import datasets
 
         theirs = set(root.glob("*.tar.gz"))
         try:
             root.mkdir(parents=True, exist_ok=True)
-            getattr(datasets, SPECS[name].torchvision)(root, download=True)
+            getattr(datasets, spec.torchvision)(root, download=True)
         except (OSError, RuntimeError) as e:
             raise DataError(f"{name} could not be downloaded to {root}: {e}") from e
         for archive in set(root.glob("*.tar.gz")) - theirs:
@@ -217,7 +224,7 @@ def fetch(name: str = "cifar100", root: Path | str | None = None) -> Path:
 
 
 def _find(name: str, root: Path) -> Path:
-    spec = SPECS[name]
+    spec = _spec(name)
     for folder in (root / spec.folder, root):
         if all((folder / f).is_file() for files in spec.files.values() for f in files):
             return folder
@@ -329,7 +336,7 @@ def plan_epoch(n: int, seed: int, epoch: int, augment: bool = True) -> Plan:
 
 
 class Images:
-    """Images uint8 (N, 32, 32, 3) and labels (N,) on a device, from which batches are cut without leaving it.
+    """Images uint8 (N, size, size, 3) and labels (N,) on a device, from which batches are cut without leaving it.
 
     On a CPU they are the arrays given, not a copy. `mean` and `std` normalise them, see `scaling`.
     """

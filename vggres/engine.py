@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.dropout import _DropoutNd
 
 from vggres import fused, winograd
 from vggres.data import Images, Plan
@@ -89,6 +88,8 @@ class Engine:
             if isinstance(module, nn.LeakyReLU):
                 module.inplace = True  # a third less to keep for the backward pass
         ours = {("cpu", "fp32"): winograd, ("cuda", "bf16"): fused}.get((device.type, self.precision))
+        if ours is fused and torch.are_deterministic_algorithms_enabled():
+            ours = None  # its sums are added up in any order
         self.convolution = ours.NAME if ours and ours.use(self.net) else "torch"
         # Fused, both read the rate from a tensor on the device; SGD does so only fused, and needs no `capturable`.
         make, options = {
@@ -100,12 +101,12 @@ class Engine:
         self.optimizer = make(
             net.parameters(), torch.tensor(lr, device=device), weight_decay=weight_decay, fused=True, **options
         )
-        self._draws = any(isinstance(module, _DropoutNd) for module in net.modules())
+        self._draws = any(isinstance(module, nn.Dropout2d) for module in net.modules())
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
         self._seen = 0
         self._stream = torch.cuda.Stream(device) if on_gpu else None
-        self._captured: dict[tuple[Images, int], _Captured] = {}  # by batch size
+        self._captured: dict[tuple[Images, int], _Captured] = {}  # by images and batch size
         self._last: _Captured | None = None  # whose gradients the parameters hold
         if on_gpu:
             torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()

@@ -4,6 +4,7 @@ import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import matplotlib
@@ -209,14 +210,14 @@ def settings(
     """Validation accuracy, a line a run: what the report prints (stars), and each seed measured here (dots).
 
     Args:
-        band: lowest and highest accuracy, fractions, to be shaded.
+        band: lowest and highest accuracy, fractions, that luck alone explains, to be shaded.
     """
     runs, told = records.load_runs(results), reported(results)
     told = told[(told.report == report) & (told.metric == "val_acc")]
     fig = Figure(figsize=(8, 0.8 + 0.27 * len(names)))
     axes = fig.subplots()
     if band:
-        axes.axvspan(100 * band[0], 100 * band[1], color="0.92", lw=0)
+        axes.axvspan(100 * band[0], 100 * band[1], color="0.92", lw=0, label="as far as luck reaches")
     marks = dict(ls="", mec="black", mew=0.6, clip_on=False)
     for i, name in enumerate(names):
         stars, dots = told[told.run == name].value, runs[runs.run == name].val_acc
@@ -228,7 +229,7 @@ def settings(
     if have := records.recorded(names, results):
         axes.plot([], [], marker="o", ms=5, color=PALETTE[0], label="measured here, a dot a seed", **marks)
         stamp(fig, have, results)
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
     return fig
 
 
@@ -264,19 +265,25 @@ def headline(results: Path | str | None = None) -> Figure | None:
         if (net := (run.model, run.init, run.slope)) not in drawn:  # whatever it is then trained by
             gradient.plot(np.arange(1, len(start) + 1), start, **style)
         drawn.add(net)
-        for _, history in records.load_series(name, "history.csv", results).groupby("seed"):
+        histories = records.load_series(name, "history.csv", results)
+        for _, history in histories.groupby("seed"):
             accuracy.plot(history.epoch, 100 * history.val_acc, color=colour, lw=1.4)
-            ends[name] = 100 * history.val_acc.iloc[-1], history.epoch.iloc[-1]
-    free, line = 0.0, 0.052 * max(ends.values())[0]  # above the label below; the height of a line
-    for name, (end, epoch) in sorted(ends.items(), key=lambda item: item[1]):
-        run = find(name)
+        last = histories.epoch.max()
+        ends[name] = 100 * histories[histories.epoch == last].val_acc.mean(), last
+    names, texts = sorted(ends, key=lambda name: ends[name]), []
+    for run in map(find, names):
         text = label(run) + f", lr {run.lr:g}" * (run.optimizer == "adam" and run.lr != find("vgg38").lr)
-        text = textwrap.fill(text, 26, break_on_hyphens=False)
-        half = line * (1 + text.count("\n")) / 2
-        place = max(end, free + half)
-        free = place + half
+        texts.append(textwrap.fill(f"{text}: {ends[run.name][0]:.1f}", 28, break_on_hyphens=False))
+    half = [0.027 * ends[names[-1]][0] * (1 + text.count("\n")) for text in texts]
+    places = [ends[name][0] for name in names]
+    for _, i in product(range(100), range(1, len(places))):  # neighbours that overlap move apart
+        overlap = max(0.0, places[i - 1] + half[i - 1] + half[i] - places[i])
+        places[i - 1], places[i] = places[i - 1] - overlap / 2, places[i] + overlap / 2
+    for name, text, place in zip(names, texts, places, strict=True):
+        (end, epoch), (colour, marker) = ends[name], look(name)
+        accuracy.plot(epoch, end, marker, color=colour, ms=5, clip_on=False)
         beside = dict(xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
-        accuracy.annotate(text, (epoch, place), color=look(name)[0], **beside)
+        accuracy.annotate(text, (epoch, place), color=colour, **beside)
     gradient.set(
         yscale="log",
         xlabel="layer, input to output",
@@ -288,7 +295,7 @@ def headline(results: Path | str | None = None) -> Figure | None:
         xlabel="epoch",
         ylabel="validation accuracy (%)",
         title="Then: what each net learns",
-        ylim=(0, free),
+        ylim=(0, places[-1] + half[-1]),
     )
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
     stamp(fig, names, results)

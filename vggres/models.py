@@ -103,6 +103,8 @@ class VGG(nn.Sequential):
         project: the reduction shortcut is a convolution with batch normalisation, not a pooled identity.
         act: the activation, shared by all layers; it must hold no state. LeakyReLU(0.01) if None.
         skipinit: every branch beside a shortcut ends in a learnable scalar that starts at 0, see `Scale`.
+        filters: of every convolution.
+        classes: how many logits.
 
     Shapes: (N, 3, 32, 32) float -> (N, classes) logits.
     """

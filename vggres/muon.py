@@ -48,7 +48,7 @@ class Muon(torch.optim.Adam):
 
     The gradient of a convolution, (out, in * height * width) as one matrix, is accumulated with Nesterov's momentum of
     0.95; the step is the orthogonal matrix nearest to that, times 3.6 / L of the rate. So it has the same gain in all
-    directions, like weights that are drawn orthogonal. The L convolutions share, since what they change multiplies
+    directions of that matrix. The L convolutions share, since what they change multiplies
     (Bernstein et al., 2020); the number is our choice, a tenth of the rate for each of VGG38's 36.
 
     Args:

@@ -117,7 +117,7 @@ def singular_values(net: nn.Module, x: Tensor) -> Tensor:
 
     Returns: (min(outputs, inputs),) float64.
     """
-    x = x.double().requires_grad_()
+    x = x.double().clone().requires_grad_()
     out = _copy(net)(x)[0].flatten()
     rows = [torch.autograd.grad(z, x, retain_graph=True)[0][0].flatten() for z in out]
     return torch.linalg.svdvals(torch.stack(rows))

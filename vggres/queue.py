@@ -18,12 +18,14 @@ Job = tuple[Run, int]  # a run and a seed
 
 def missing(results: Path | str, runs: Iterable[Run] = (), seeds: Iterable[int] = ()) -> list[Job]:
     """What the registry queues and has no record, the most important first; of some runs or seeds, if any are named."""
-    recorded, runs, seeds = {folder.parts[-2:] for folder in records.folders(results)}, set(runs), set(seeds)
-    return [
-        (run, seed)
-        for run, seed in QUEUE
-        if (not runs or run in runs) and (not seeds or seed in seeds) and (run.name, f"seed{seed}") not in recorded
-    ]
+    runs, seeds = set(runs), set(seeds)
+    jobs = [job for job in QUEUE if (not runs or job[0] in runs) and (not seeds or job[1] in seeds)]
+    return _unrecorded(results, jobs)
+
+
+def _unrecorded(results: Path | str, jobs: list[Job]) -> list[Job]:
+    recorded = {folder.parts[-2:] for folder in records.folders(results)}
+    return [(run, seed) for run, seed in jobs if (run.name, f"seed{seed}") not in recorded]
 
 
 def work_off(
@@ -49,6 +51,8 @@ def work_off(
 
     Returns: what is left when the time is up or was passed over, and how long it would take at this pace; None if
     nothing is.
+
+    Raises: what `data.load` and `training.steps` raise, but for what is passed over.
     """
     began, worked, left, total = time.monotonic(), 0, dict.fromkeys(jobs), len(jobs)
     cost = {run.model: multiply_adds(run.model) for run, _ in jobs}
@@ -56,6 +60,7 @@ def work_off(
     if pass_over and absent and (have := [job for job in jobs if job[0].dataset not in absent]):
         say(f"passed over: what needs {', '.join(absent)}; `vggres data --dataset` fetches it")
         jobs = have
+    sharing = min(together, len(_unrecorded(results, jobs)) or 1)
     load = functools.cache(lambda dataset: data.load(dataset, root))
 
     def seconds_left() -> float:
@@ -67,7 +72,6 @@ def work_off(
         def say_of_it(line: str) -> None:
             say(f"{run.name}, seed {seed}: {line}")
 
-        sharing = min(together, len(jobs))
         inner = steps(run, seed, load(run.dataset), results, device, seconds_left() / 60, say_of_it, sharing)
         try:
             while True:

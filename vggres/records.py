@@ -15,7 +15,9 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
 
 from vggres.data import SPECS
 from vggres.errors import UserError
@@ -84,13 +86,10 @@ def provenance() -> dict:
 
 def environment() -> dict:
     """Versions that a number could depend on."""
-    import numpy
-    import torch
-
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": numpy.__version__,
+        "numpy": np.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
     }
 
@@ -155,8 +154,9 @@ def read(folder: Path) -> dict:
 
 
 def folders(results: Path | str) -> list[Path]:
-    """All folders that hold a record, sorted."""
-    return sorted(p.parent for p in Path(results).glob("runs/*/seed*/run.json"))
+    """All folders that hold a record, sorted; not one that was moved aside, such as `seed0.old`."""
+    found = Path(results).glob("runs/*/seed*/run.json")
+    return sorted(p.parent for p in found if p.parent.name.removeprefix("seed").isdigit())
 
 
 def recorded(names: Iterable[str], results: Path | str | None = None) -> list[str]:
@@ -169,12 +169,13 @@ def load_runs(results: Path | str | None = None) -> pd.DataFrame:
     """All records as a tidy table: one row a run and seed, with the result, the device and the provenance.
 
     Columns: run, seed, status, every field of the record's `result`, params, device, device_type, precision, torch,
-    commit, digest, wall_s (divided by the number of runs that shared the device).
+    commit, digest, wall_s (divided by the number of runs that shared the device; NaN where that changed).
     """
     rows = []
     for folder in folders(results or default_root()):
         r = read(folder)
         devices = [r["device"], *r["device"].get("later", [])]
+        shared = {device.get("together", r["time"].get("together", 1)) for device in devices}
         rows.append(
             {
                 "run": r["run"]["name"],
@@ -188,7 +189,7 @@ def load_runs(results: Path | str | None = None) -> pd.DataFrame:
                 "torch": r["env"]["torch"],
                 "commit": r["git"]["commit"],
                 "digest": r["data"]["digest_train"],
-                "wall_s": r["time"]["wall_s"] / (r["device"] | r["time"]).get("together", 1),
+                "wall_s": r["time"]["wall_s"] / shared.pop() if len(shared) == 1 else math.nan,
             }
         )
     measured = [f"{split}_{metric}" for split in ("train", "val", "test") for metric in ("loss", "acc")]

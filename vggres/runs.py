@@ -24,7 +24,8 @@ class Run:
 
     Attributes:
         model, init, slope: what `vggres.build` makes: the network, how its weights are drawn, and its LeakyReLU.
-        dataset: "cifar100", "cifar10", "cifar100-30" (30 training images a class), "synthetic", or "folder".
+        dataset: "cifar100", "cifar10", "cifar100-30" (30 training images a class), "synthetic", or of photographs
+            "folder-" and the folder's name.
         epochs, batch: passes over the training set, and images a step.
         lr, lr_end: the step size at the start and, of a cosine, at the end.
         weight_decay: the coefficient of a coupled L2 term.
@@ -236,7 +237,7 @@ _GROUPS: list[tuple[tuple[int, ...], list[Run]]] = [
     ((0, 1, 2), _FIXES),
     ((0,), _ASKED),
 ]
-# Report C, "Let's go deeper in CNN"; the epochs are our choice, three steps of the rate.
+# Report C, "Let's go deeper in CNN", by the code that it links to; but 90 epochs, three steps of the rate, for its 300.
 RESNET = dict(optimizer="sgd", lr=5e-2, weight_decay=5e-4, batch=128, schedule="step30", epochs=90)
 _PAIR = [Run(model, **RESNET, exhibits=("C/Day 7",)) for model in ("resnet18", "resnet18-no-bn")]
 PRETRAINED, _ = _PAIR_10 = [replace(run, dataset="cifar10") for run in _PAIR]

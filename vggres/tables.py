@@ -8,6 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from vggres import records
+from vggres.errors import UserError
 from vggres.models import build, count_parameters
 from vggres.runs import FIXES, TABLE_1, Run, find, versions
 
@@ -20,9 +21,14 @@ def reported(results: Path | str | None = None) -> pd.DataFrame:
 
     Columns: report, exhibit, run, seed, metric, value, unit, decimals, note. A folder of results without a
     `reported.csv` of its own is held against the repository's.
+
+    Raises:
+        UserError: there is neither.
     """
-    own = Path(results or records.default_root()) / "reported.csv"
-    table = pd.read_csv(own if own.exists() else records.default_root() / "reported.csv")
+    places = [Path(root) / "reported.csv" for root in (results or records.default_root(), records.default_root())]
+    if not (found := [place for place in places if place.exists()]):
+        raise UserError(f"{places[0]}: not there; copy it from the repository's results/, or work in a clone")
+    table = pd.read_csv(found[0])
     percent = table.unit == "%"
     table.loc[percent, "value"] /= 100
     table.loc[percent, "decimals"] += 2

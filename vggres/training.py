@@ -87,15 +87,15 @@ def steps(
         device: "auto", "cpu", "cuda", ...
         minutes: stop cleanly after this time; the same call goes on later.
         say: is called with a line for the user, such as "resumes after epoch 12".
-        together: how many runs share the device, and so its time; noted with it in the record.
+        together: how many runs at most share the device, and so its time; noted with it in the record.
         start: the weights that `run.start` names if it names no run, and their SHA-256.
 
     Returns: the record, or None when the time was up first.
 
     Raises:
         UserError: the results folder cannot be written, another process trains this run, the checkpoint is of
-            another configuration, it or the record is of other images, the device is absent, there are no weights to
-            start from.
+            another configuration, it or the record is of other images or other weights, the device is absent, the code
+            has no commit, there are no weights to start from or they are of another network.
     """
     deadline = time.monotonic() + (minutes * 60 if minutes is not None else math.inf)
     with claim(records.folder_of(results, run.name, seed)) as folder:
@@ -110,8 +110,9 @@ def steps(
         net = build(run.model, seed, run.init, run.slope, data.classes)
         started = begin(net, run, results, start)
         engine = Engine(net, run.lr, run.weight_decay, pick_device(device), optimizer=run.optimizer)
-        state = resume(folder, run, seed, engine, data.digests, say) or State()
-        state.digests = data.digests
+        digests = data.digests | {key: begun["sha256"] for key, begun in started.items()}
+        state = resume(folder, run, seed, engine, digests, say) or State()
+        state.digests = digests
         for noted, now in ((state.git, git), (state.devices, description(engine) | {"together": together})):
             if now not in noted:
                 noted.append(now)
@@ -120,15 +121,15 @@ def steps(
         scale, splits = scaling(run.normalise, data.train[0]), (data.train, data.val, data.test)
         train_set, val_set, test_set = (Images(*part, engine.device, *scale) for part in splits)
         if not state.gradients:
-            first = next(plan_epoch(len(train_set), seed, 0, run.augment).to(engine.device).batches(run.batch))
+            first = next(choices(run, seed, 0, data, train_set).to(engine.device).batches(run.batch))
             engine.draw_from(seed)
             state.gradients.append({"epoch": 0, **flow_on(engine.net, *train_set.batch(first))})
 
-        an_epoch = math.ceil(len(train_set) / run.batch)
+        an_epoch, took = math.ceil(len(train_set) / run.batch), 0.0
         with progress(run, seed, len(train_set), state) as bar:
             while state.epoch < run.epochs and not state.diverged:
                 began, epoch = time.monotonic(), state.epoch
-                if began + state.seconds_an_epoch > deadline:
+                if began + took > deadline:
                     return None
                 plan = choices(run, seed, epoch, data, train_set).to(engine.device)
                 for i, batch in enumerate(plan.batches(run.batch)):
@@ -142,7 +143,8 @@ def steps(
                 while not engine.ready():
                     yield 0
                 trained, validated = engine.metrics(), engine.evaluate(val_set)
-                state.add((epoch + 1, *trained, *validated, lr, time.monotonic() - began), engine.net)
+                took = time.monotonic() - began
+                state.add((epoch + 1, *trained, *validated, lr, took), engine.net)
                 save(folder, run, seed, engine, state)
                 bar.set_postfix_str(f"epoch {epoch + 1}, loss {trained[0]:.3f}, val {100 * validated[1]:.1f} %")
 
@@ -207,6 +209,7 @@ def description(engine: Engine) -> dict:
         "precision": engine.precision,
         "convolution": engine.convolution,
         "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
     }
 
 
