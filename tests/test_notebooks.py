@@ -106,3 +106,13 @@ def test_the_index_of_the_pages_links_to_every_chapter_and_to_nothing_that_is_no
     chapters = {f"{chapter}.html" for chapter in CHAPTERS}
     assert chapters < local and all((tmp_path / link).exists() for link in local - chapters)
     assert 'src="data:image/png' in page
+
+
+def test_every_paper_that_is_cited_is_listed():
+    root = NOTEBOOKS.parent
+    sources = [*NOTEBOOKS.glob("*.py"), *(root / "vggres").glob("*.py"), root / "README.md"]
+    text = " ".join(" ".join(p.read_text(encoding="utf-8").replace("\n#", " ").split()) for p in sources)
+    cited = set(re.findall(r"\b([A-Z][a-z]+)(?: et al\.| and [A-Z][a-z]+)?,? \(?((?:19|20)\d\d)\)?[a-z;,.):]", text))
+    listed = (root / "REFERENCES.md").read_text(encoding="utf-8").splitlines()
+    absent = {key for key in cited if not any(key[0] in line and f"({key[1]})" in line for line in listed)}
+    assert len(cited) > 20 and not absent
