@@ -117,8 +117,8 @@ assert (tested[told.index] < told - 0.015).all()
 # together; here it is 0.6 points less and 1.6 more, no more than the luck of single runs: our BN + RC is good at 1e-3
 # already. In each row that learns our net *fits* better than the report's, by 2 to 17 points of training accuracy, as
 # VGG08 does. A rate that swings to the end would do that (chapter 07). And on the test images, of which the text has
-# two numbers (the last table), ours stay two points below: 59.5 against 61.4 % for the best row. Of its own images the
-# report's best net knows less, and of others more.
+# two numbers (the last table), ours stay two points below: 59.5 against 61.4 % for the best row. The report's best
+# net fits its own images less well, and the test images better.
 #
 # ## Figures 1 to 6
 #

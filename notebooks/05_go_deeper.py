@@ -197,8 +197,8 @@ assert pooled_150 < theirs["BN + RC"]["vgg150-bn-rc"] / 10 and pooled_150 < 6 * 
 # %% [markdown]
 # More than ten times nearer to balance, and within a few times of VGG106. So a shortcut that *is* the identity does
 # more for the gradient than one that has been fitted with a convolution and a BN. He et al. found the same by training
-# ("Identity mappings in deep residual networks", 2016; in their first paper, with fewer projections, these were
-# slightly better).
+# ("Identity mappings in deep residual networks", 2016; in their first paper projections were slightly
+# better).
 #
 # ## Ask what depth buys
 #

@@ -247,9 +247,9 @@ assert abs(immortal["shortcut"] - immortal[scaled]) < 0.4
 # up" is not seen here. *Right*, a head that cannot die: now the shortcut does it all, and the factor adds nothing. So
 # in this net the shortcut mends the depth, and what the factor mends is the head. A sum of sixteen outputs that are
 # never negative is large; a step moves the head's units far, as in Figure 2, until no image reaches one of them (the
-# legend counts the dead). A tenth of each branch makes a smaller sum, and leaves nine units of fifty alive: fewer than
-# the net without a shortcut has, but enough, where the depth does not stand in the way. Whether it was so in the report
-# cannot be told: it names no optimiser, and our runs of its steps 5 to 7 are by SGD, which spares the head.
+# legend counts the dead). A tenth of each branch makes a smaller sum, and leaves some nine units of fifty alive: fewer
+# than the net without a shortcut has, but enough, where the depth does not stand in the way. Whether it was so in the
+# report cannot be told: it names no optimiser, and our runs of its steps 5 to 7 are by SGD, which spares the head.
 #
 # The direction of the report's step 4 is plausible: BN alone does not make depth harmless, as chapter 02 found of
 # VGG38. Its size is another matter: our net of step 4 has 11 convolutions, not 33.
