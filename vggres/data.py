@@ -152,7 +152,7 @@ def load(name: str = "cifar100", root: Path | str | None = None) -> Data:
 
 def _spec(name: str) -> Spec:
     if name not in SPECS:
-        raise DataError(f"no dataset is called {name!r}; there are {', '.join(SPECS)}, and in memory synthetic")
+        raise DataError(f"no dataset is called {name!r}; there are {', '.join(SPECS)} on disk, and synthetic in memory")
     return SPECS[name]
 
 
