@@ -409,9 +409,10 @@ assert five["VGG38", "0.001"] == 1 and mended > 15 and mended > five["VGG38 RC",
 whole = records.read(records.folder_of(records.default_root(), MUON.name, 0))
 assert whole["model"]["params"] == 336_196 and whole["result"]["epochs"] == 100 and whole["result"]["test_acc"] > 0.55
 
-figures.picture(figures.headline())
-
 # %% [markdown]
+# ![Left: the gradient of each layer before the first step. Right: what each net then learns in a hundred
+# epochs.](../figures/headline.png)
+#
 # **Figure 5.** A hundred epochs, as far as they are measured; the plain net by Muon in purple, and the numbers after
 # the last epoch. *Left*, the gradient, is what the reports looked at. It tells who will fail, but not who will learn
 # best.
