@@ -10,11 +10,11 @@ unexport MPLBACKEND
 help: ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-.venv: .venv/.installed ## a virtual environment with everything in it (PYTHON=python3.12 to choose the interpreter)
+.venv: .venv/.installed ## a virtual environment with everything in it (PYTHON=python3.12 chooses a new one's interpreter)
 
 .venv/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "vggres needs Python 3.11 or newer, which '$(PYTHON)' is not: try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
+	  || { echo "the versions in constraints.txt need Python 3.11 to 3.14, which '$(PYTHON)' is not: try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -c constraints.txt -e '.[test]'
 	@touch $@
@@ -47,13 +47,15 @@ chapters: figures ## authors: rebuild figures/, the README's table and notebooks
 	$(BIN)/vggres tables --readme README.md
 	$(BIN)/python notebooks/build.py
 
-constraints: ## authors: pin the newest versions within pyproject.toml's ranges (makes .venv anew)
+constraints: ## authors: pin the newest versions within pyproject.toml's ranges, of torch those pinned (makes .venv anew)
 	rm -rf .venv
-	: > constraints.txt
+	grep -E '^torch(vision)?==' constraints.txt > constraints.tmp
+	mv constraints.tmp constraints.txt
 	$(MAKE) .venv
 	{ $(BIN)/python -c 'import platform as p; print(f"# Made by \"make constraints\" on {p.system()} {p.machine()}, Python {p.python_version()}.")'; \
 	  echo '# Exact versions for make and CI; installs nothing by itself, so pins of other platforms do no harm.'; \
-	  $(BIN)/pip freeze --exclude-editable --exclude setuptools; } > constraints.txt
+	  $(BIN)/pip freeze --exclude-editable --exclude setuptools; } > constraints.tmp
+	mv constraints.tmp constraints.txt
 	@touch .venv/.installed
 
 clean: ## remove what was rendered and cached; .venv, data and results stay

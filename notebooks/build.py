@@ -107,9 +107,7 @@ def main() -> None:
         wanted = tuple(Path(name).name for name in args.chapters)
         sources = [source for source in sources if source.name.startswith(wanted)]
 
-    # The kernels inherit these: the same set order every time, and figures inside the notebook.
-    os.environ["PYTHONHASHSEED"] = "0"
-    os.environ.pop("MPLBACKEND", None)
+    os.environ.pop("MPLBACKEND", None)  # which the kernels would inherit, and keep figures out of the notebook
     out = args.out or HERE
     out.mkdir(parents=True, exist_ok=True)
     for source in sources:

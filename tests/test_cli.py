@@ -1,7 +1,6 @@
 """The command line: what bad input gets, and exit statuses that scripts can use."""
 
 import itertools
-import os
 import re
 import shutil
 import subprocess
@@ -16,11 +15,10 @@ from filelock import FileLock
 from test_data import COUNTS, write_small
 from typer.testing import CliRunner
 
-from vggres import checkpoints, cli, data, queue, records, runs, weights
+from vggres import cli, data, queue, records, runs, tables, weights
 from vggres.cli import app
 from vggres.engine import Engine
-from vggres.models import build
-from vggres.runs import QUEUE, RUNS, Run, find
+from vggres.runs import QUEUE, RUNS, Run
 
 pytestmark = pytest.mark.usefixtures("commit")
 ONE_EPOCH = Run("vgg08", epochs=1)
@@ -145,10 +143,6 @@ def test_the_queue_passes_over_what_has_no_dataset_here(train, root, monkeypatch
     refused(train("--missing"), "no cifar100 in", "vggres data")
 
 
-def test_a_queue_of_a_seed_that_cannot_be_is_refused(train):
-    refused(train("--missing", "--seed", -1), "--seed", "-1")
-
-
 def test_when_the_time_is_up_no_run_is_begun_and_what_is_left_is_told(train, monkeypatch):
     seen, clock = [], [0.0]
 
@@ -253,6 +247,32 @@ def test_verify_fails_when_one_digit_is_changed(train, results):
     assert f"{path.parent}: run.json was changed" in done.stderr and done.stdout == ""
 
 
+def test_verify_without_records_says_so(tmp_path):
+    refused(vggres("verify", "--results", tmp_path / "none"), tmp_path / "none", "no such folder", "--results")
+    refused(vggres("verify", "--results", tmp_path), tmp_path, "no record", "--results")
+
+
+def test_tables_are_printed_or_renewed_between_the_markers_of_a_readme(tmp_path):
+    printed, readme = vggres("tables"), tmp_path / "README.md"
+    assert printed.exit_code == 0 and printed.stdout == tables.readme_table() + "\n"
+    readme.write_text("\n".join(["before", tables.MARKERS[0], "old", tables.MARKERS[1], "after"]))
+    assert vggres("tables", "--readme", readme).exit_code == 0
+    expected = ["before", tables.MARKERS[0], printed.stdout.rstrip("\n"), tables.MARKERS[1], "after"]
+    assert readme.read_text() == "\n".join(expected)
+    readme.write_text("no markers")
+    refused(vggres("tables", "--readme", readme), readme, "no line")
+    assert readme.read_text() == "no markers"
+
+
+def test_a_record_tells_how_many_runs_shared_the_device(train, results):
+    done = train("vgg08", "--epochs", 1, "--seed", 0, "--seed", 1, "--together", 3)
+    assert done.exit_code == 0, done.output
+    devices = [records.read(folder)["device"] for folder in records.folders(results)]
+    assert [device["together"] for device in devices] == [2, 2]
+    runs, alone = records.load_runs(results), [records.read(f)["time"]["wall_s"] / 2 for f in records.folders(results)]
+    assert runs.wall_s.tolist() == alone
+
+
 def test_time_up_is_exit_status_3_and_the_same_command_resumes(train, results):
     done = train("vgg08", "--epochs", 1, "--minutes", 1e-9)
     assert done.exit_code == 3
@@ -319,6 +339,19 @@ def test_minutes_must_be_positive(train, minutes):
     refused(train("vgg08", "--minutes", minutes), "--minutes")
 
 
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        ((), ["which run?", "vggres list", "--missing"]),
+        (("vgg08", "--together", 0), ["--together", "not 0"]),
+        (("--missing", "--epochs", 1), ["--missing", "--epochs"]),
+        (("--missing", "--seed", -1), ["--seed", "-1"]),
+    ],
+)
+def test_what_train_cannot_do_is_refused(train, args, parts):
+    refused(train(*args), *parts)
+
+
 @pytest.mark.parametrize("option", ["--seed", "--epochs", "--minutes"])
 def test_what_is_no_number_is_refused_and_named(train, option):
     refused(train("vgg08", option, "many"), option)
@@ -343,66 +376,8 @@ def test_a_missing_dataset_says_where_it_looked_and_how_to_get_it(train, tmp_pat
     assert nothing_trained(results)
 
 
-def test_a_truncated_file_is_named_with_both_sizes(train, root):
-    path = root / "cifar-100-binary" / "train.bin"
-    size = path.stat().st_size
-    os.truncate(path, 1000)
-    for done in (train("vgg08"), vggres("data", "--data", root)):
-        refused(done, path, "1000 bytes", f"expected {size}", "fetch")
-    assert path.stat().st_size == 1000
-
-
-def test_a_wrong_digest_is_named_with_the_right_one(train, root):
-    path = root / "cifar-100-binary" / "test.bin"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    for done in (train("vgg08"), vggres("data", "--data", root)):
-        line = refused(done, path.parent, "test.bin", data.SPECS["cifar100"].digests["test"], "`vggres data")
-        assert len(re.findall(r"\b[0-9a-f]{64}\b", line)) == 2
-    assert path.read_bytes() == content
-
-
 def test_an_unknown_dataset_gets_those_there_are(root):
     refused(vggres("data", "--dataset", "imagenet", "--data", root), "'imagenet'", "cifar100", "cifar10")
-
-
-def test_results_that_cannot_be_written_are_found_out_before_training(train, results, monkeypatch):
-    monkeypatch.setattr(Engine, "step", lambda *_: pytest.fail("trains"))
-    results.write_text("kept")  # a file: below it not even root can write
-    refused(train("vgg08"), results, "cannot be written", "--results")
-    assert results.read_text() == "kept"
-
-
-def test_a_second_process_on_the_same_run_is_refused(train, results):
-    folder = records.folder_of(results, "vgg08", 0)
-    folder.mkdir(parents=True)
-    with FileLock(folder / "train.lock"):
-        refused(train("vgg08"), folder, "another process", "--seed")
-
-
-@pytest.fixture
-def checkpoint(results):
-    """A checkpoint of another run where VGG08's would lie."""
-    run = find("vgg38-bn-lr1e-2")
-    folder = records.folder_of(results, ONE_EPOCH.name, 0)
-    folder.mkdir(parents=True)
-    engine = Engine(build(run.model, 0), run.lr, 0, torch.device("cpu"))
-    checkpoints.save(folder, run, 0, engine, checkpoints.State())
-    return folder / "checkpoint.pt"
-
-
-def test_a_checkpoint_of_another_configuration_is_refused(train, checkpoint):
-    before = checkpoint.read_bytes()
-    refused(train("vgg08", "--epochs", 1), checkpoint, "vgg38-bn-lr1e-2", "delete", "--results")
-    assert checkpoint.read_bytes() == before
-
-
-def test_a_damaged_checkpoint_without_another_is_refused(train, checkpoint):
-    content = checkpoint.read_bytes()[:-1]
-    checkpoint.write_bytes(content)
-    refused(train("vgg08", "--epochs", 1), checkpoint.parent, "checkpoint.pt", "delete")
-    assert checkpoint.read_bytes() == content
 
 
 def test_an_unreadable_record_is_refused_where_it_would_be_read(train, results):
@@ -413,13 +388,6 @@ def test_an_unreadable_record_is_refused_where_it_would_be_read(train, results):
     refused(vggres("list", "--results", results), path)
     assert vggres("verify", "--results", results).exit_code == 1
     assert path.read_text() == "{"
-
-
-def test_a_tree_without_a_commit_is_refused_before_training(train, results, monkeypatch, tmp_path):
-    monkeypatch.delenv("VGGRES_COMMIT")
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "vggres" / "records.py"))
-    refused(train("vgg08"), "VGGRES_COMMIT", tmp_path)
-    assert nothing_trained(results)
 
 
 @pytest.mark.parametrize("command", ["list", "data", "train", "verify"])

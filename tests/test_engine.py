@@ -272,6 +272,14 @@ def test_bf16_and_fp32_agree(synthetic):
     assert losses["bf16"] != losses["fp32"]
 
 
+@pytest.mark.parametrize(
+    ("has", "precision"), [({}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")]
+)
+def test_a_processor_computes_in_bf16_where_it_can(monkeypatch, has, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert engine.pick_precision(CPU) == precision
+
+
 @pytest.mark.skipif(engine.pick_precision(engine.pick_device()) != "bf16", reason="no bf16 arithmetic here")
 def test_bf16_reaches_the_accuracy_of_fp32(synthetic):
     few, device = synthetic.subset(2000), engine.pick_device()

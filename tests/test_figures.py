@@ -67,6 +67,15 @@ def test_gradient_flow_shows_every_epoch_and_layer_of_the_record_on_both_axes():
         assert np.array_equal(drawn, table.to_numpy())
 
 
+def test_the_headline_shows_the_gradient_before_the_first_step_and_what_is_then_learnt():
+    start = (
+        records.load_series("vgg38", "gradients.csv").query("seed == 0 and epoch == 0").drop(columns=["epoch", "seed"])
+    )
+    learnt = records.load_series("vgg38", "history.csv").query("seed == 0").val_acc
+    for axes, values in zip(figures.headline().axes, (start.iloc[0], 100 * learnt), strict=True):
+        assert any(np.array_equal(line.get_ydata(), values) for line in axes.lines)
+
+
 def test_a_figure_carries_its_provenance():
     commit = records.load_runs().set_index(["run", "seed"]).loc[("vgg08", 0), "commit"]
     assert commit[:7] in figures.flow("vgg08")._supxlabel.get_text()

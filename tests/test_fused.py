@@ -10,8 +10,9 @@ from vggres import fused
 from vggres.models import Block, build
 
 pytest.importorskip("triton")
+INTERPRETED = pytest.mark.skipif(torch.cuda.is_available(), reason="where there is CUDA, Triton interprets nothing")
 DEVICES = [
-    "cpu",
+    pytest.param("cpu", marks=INTERPRETED),
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
 ]
 
@@ -68,15 +69,15 @@ def test_a_block_is_torch_s(device, kind):
             assert error < (1e-5 if device.type == "cpu" else 0.2), name
 
 
-def test_what_is_no_training_of_bf16_images_is_left_to_the_block():
-    x, block = torch.randn(2, 32, 8, 8), Block(32, 2, False, True, True, False, nn.LeakyReLU(0.01))
+def test_what_is_no_training_of_square_bf16_images_is_left_to_the_block(device):
+    x = torch.randn(2, 32, 8, 8, device=device).to(fused.DTYPE)
+    block = Block(32, 2, False, True, True, False, nn.LeakyReLU(0.01)).to(device)
     ours = copy.deepcopy(block)
     assert fused.use(nn.Sequential(ours))
-    for mode in (True, False):  # in float32, and in evaluation
-        assert torch.equal(ours.train(mode)(x), block.train(mode)(x))
-    y = ours(x.bfloat16().float())
-    with torch.autocast("cpu", torch.bfloat16):
-        assert ours(x.bfloat16()).shape == y.shape
+    with torch.autocast(device.type, torch.bfloat16, enabled=x.dtype == torch.bfloat16):
+        assert torch.equal(ours.eval()(x), block.eval()(x))
+        assert torch.equal(ours.train()(x[..., :4]), block.train()(x[..., :4]))
+    assert torch.equal(ours.double()(x.double()), block.double()(x.double()))
 
 
 @pytest.mark.parametrize(
@@ -89,4 +90,10 @@ def test_it_takes_the_place_of_those_blocks_only_that_it_can_do(name, ours):
 
 def test_without_triton_the_blocks_stay(monkeypatch):
     monkeypatch.setattr(fused, "kernels", None)
+    assert not fused.use(build("vgg08"))
+
+
+@INTERPRETED
+def test_where_triton_cannot_launch_on_the_gpu_the_blocks_stay(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # and Triton finds no driver
     assert not fused.use(build("vgg08"))

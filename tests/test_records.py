@@ -277,9 +277,10 @@ def test_series_of_all_seeds_come_together(results, folder):
     assert records.load_series("vgg08", "history.csv", results).empty
 
 
-def test_gradients_keep_four_significant_digits_of_a_vanishing_one():
-    text = records.gradients_csv([{"epoch": 0, "entry.conv": 1.23456e-18, "head": 0.000123456}])
-    assert text == "epoch,entry.conv,head\n0,1.235e-18,0.0001235\n"
+def test_gradients_keep_four_significant_digits_of_a_vanishing_one(tmp_path):
+    history = [dict.fromkeys(records.HISTORY, 1)]
+    records.write(tmp_path, {}, history, [{"epoch": 0, "entry.conv": 1.23456e-18, "head": 0.000123456}])
+    assert (tmp_path / "gradients.csv").read_text() == "epoch,entry.conv,head\n0,1.235e-18,0.0001235\n"
 
 
 def test_the_hash_of_a_record_is_over_its_sorted_content(folder):

@@ -194,8 +194,6 @@ def test_pooling_follows_the_second_and_the_fourth_sub_block_and_in_basenet_none
 
 @pytest.mark.parametrize(("name", "branch"), [("basenet-4", None), ("basenet-5", 1.0), ("basenet-6", 0.1)])
 def test_a_sub_block_adds_its_scaled_branch_to_its_input(name, branch):
-    block = next(m for m in build(name, 0).eval().modules() if isinstance(m, SubBlock) and m.more)
-    assert block.branch is None if name == "basenet-4" or block.body[0].in_channels == 3 else block.branch == branch
     block = [m for m in build(name, 0).eval().modules() if isinstance(m, SubBlock)][2]  # 64 to 128 channels
     x = torch.rand(2, 64, 8, 8, generator=torch.Generator().manual_seed(0))
     h = block.body(x)

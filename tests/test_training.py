@@ -5,6 +5,7 @@ import io
 import itertools
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,9 +216,25 @@ def test_a_crash_while_saving_leaves_a_whole_checkpoint(tmp_path, synthetic, who
     folder, said = stop(tmp_path, synthetic, 9), []
     harm(folder / "checkpoint.pt")
     crash_while_saving(tmp_path, synthetic, at)
+    assert (folder / "checkpoint.pt").exists()
     training.train(SMALL, 0, synthetic, tmp_path, "cpu", say=said.append)
     assert "resumes after epoch" in said[-1]
     assert contents(tmp_path, SMALL) == whole
+    assert not list(folder.glob("checkpoint*"))
+
+
+def test_a_crash_while_the_older_checkpoint_is_put_aside_loses_nothing(tmp_path, synthetic, whole):
+    folder, said = stop(tmp_path, synthetic, 9), []
+
+    def crash(source, target):
+        target.write_bytes(source.read_bytes()[:1000])
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(shutil, "copyfile", crash)
+        training.train(SMALL, 0, synthetic, tmp_path, "cpu")
+    training.train(SMALL, 0, synthetic, tmp_path, "cpu", say=said.append)
+    assert said == ["resumes after epoch 2 of 3"] and contents(tmp_path, SMALL) == whole
     assert not list(folder.glob("checkpoint*"))
 
 
@@ -269,7 +286,7 @@ def test_what_a_process_left_that_was_killed_while_it_wrote_is_taken_away(tmp_pa
     run = find("vgg08").tiny(limit=100, epochs=1)
     folder = records.folder_of(tmp_path, run.name, 0)
     folder.mkdir(parents=True)
-    (folder / "checkpoint-next.ptabc.tmp").write_bytes(b"half")
+    (folder / "checkpoint.ptabc.tmp").write_bytes(b"half")
     training.train(run, 0, synthetic, tmp_path, "cpu")
     assert not list(folder.glob("*.tmp"))
 

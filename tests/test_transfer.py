@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from test_cli import refused, vggres
 
 from vggres import data, photographs, records, weights
-from vggres.data import DataError
 from vggres.errors import UserError
 from vggres.models import build
 from vggres.runs import Run
@@ -39,9 +38,11 @@ def pictures(tmp_path):
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """What stands in for ImageNet's weights: a state_dict of torchvision's ResNet-18 with its 1,000 classes."""
+    """What stands in for ImageNet's weights: a state_dict of torchvision's ResNet-18 with its 1,000 classes, which is
+    from before batch normalisation counted its batches."""
     path = tmp_path_factory.mktemp("weights") / "resnet18-local.pth"
-    torch.save(build("resnet18-224", 1, classes=1000).state_dict(), path)
+    state = build("resnet18-224", 1, classes=1000).state_dict()
+    torch.save({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, path)
     return path
 
 
@@ -112,7 +113,7 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path, make):
         (draw(root, 30, 0) / "red" / "3.png").write_text("red")
     elif make == "too few":
         draw(root, 3, 0)
-    with pytest.raises(DataError, match=re.escape(str(root))):
+    with pytest.raises(UserError, match=re.escape(str(root))):
         photographs.load(root, SIZE)
 
 

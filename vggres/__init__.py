@@ -8,5 +8,4 @@ from vggres.models import build
 from vggres.runs import RUNS, Run
 from vggres.weights import load
 
-__version__ = "0.1.0"
 __all__ = ["RUNS", "Run", "build", "load"]

@@ -4,6 +4,7 @@ import hashlib
 import io
 import math
 import os
+import shutil
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,12 +68,10 @@ def save(folder: Path, run: Run, seed: int, engine: Engine, state: State) -> Non
         buffer,
     )
     newest, previous = checkpoints(folder)
-    following = folder / "checkpoint-next.pt"  # whole before the others are touched
-    content = buffer.getvalue()
-    write_atomically(following, hashlib.sha256(content).digest() + content)
     if newest.exists():
-        os.replace(newest, previous)
-    os.replace(following, newest)
+        shutil.copyfile(newest, previous)
+    content = buffer.getvalue()
+    write_atomically(newest, hashlib.sha256(content).digest() + content)
 
 
 def newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict | None, list[Path]]:

@@ -29,8 +29,6 @@ class OneLine(TyperGroup):
     def main(self, *args, standalone_mode=True, **kwargs):
         try:
             status = super().main(*args, standalone_mode=False, **kwargs)
-        except typer.Abort:
-            status = 130
         except (UserError, OSError) as e:
             typer.echo(f"vggres: {e}", err=True)
             status = 2

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,10 +20,6 @@ from torch.nn import functional as F
 from vggres.errors import UserError
 
 PIXELS = 3 * 32 * 32
-
-
-class DataError(UserError):
-    """The dataset is missing or damaged; the message says where and what to do."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ class Data:
     def subset(self, n: int) -> "Data":
         """The same with at most `n` training, `n // 2` validation and `n // 2` test images, balanced by class."""
         if self.redraw:
-            raise DataError(f"{self.name}: a folder of photographs is used whole, without a limit")
+            raise UserError(f"{self.name}: a folder of photographs is used whole, without a limit")
         sizes = {"train": n, "val": max(1, n // 2), "test": max(1, n // 2)}
         return replace(self, **{split: _balanced(getattr(self, split), size) for split, size in sizes.items()})
 
@@ -127,24 +124,26 @@ def load(name: str = "cifar100", root: Path | str | None = None) -> Data:
         root: the folder that holds the official binary or python layout, or that layout's own folder.
 
     Raises:
-        DataError: not found, truncated, or not the genuine images.
+        UserError: not found, truncated, or not the genuine images.
     """
     if name == "synthetic":
         return synthetic()
-    spec, folder = _spec(name), _find(name, Path(root) if root is not None else default_root())
+    spec, folder = _spec(name), _find(name, root)
     splits, digests = {}, {}
     for split in spec.counts:
         labels, pixels = (_read_python if folder.name == spec.python_folder else _read)(folder, spec, split)
         order, digests[split] = _content_order(labels, pixels)
         if digests[split] != spec.digests[split]:
-            raise DataError(
+            raise UserError(
                 f"{folder}: the {split} images ({', '.join(spec.files[split])}) are not {name}'s: "
                 f"digest {digests[split]}, expected {spec.digests[split]}; "
                 f"delete the folder and run `vggres data --dataset {name}`"
             )
         images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))[order]
         splits[split] = images, labels[order].astype(np.int64)
-    train, val = hold_out(*splits["train"])
+    images, labels = splits["train"]
+    held = one_in(20, (image.transpose(2, 0, 1).tobytes() for image in images), labels)
+    train, val = (images[~held], labels[~held]), (images[held], labels[held])
     if spec.images_a_class:
         train = _balanced(train, spec.images_a_class * spec.classes)
     return Data(name, train, val, splits["test"], digests, spec.classes)
@@ -152,19 +151,12 @@ def load(name: str = "cifar100", root: Path | str | None = None) -> Data:
 
 def _spec(name: str) -> Spec:
     if name not in SPECS:
-        raise DataError(f"no dataset is called {name!r}; there are {', '.join(SPECS)} on disk, and synthetic in memory")
+        raise UserError(f"no dataset is called {name!r}; there are {', '.join(SPECS)} on disk, and synthetic in memory")
     return SPECS[name]
-
-
-def classes(name: str) -> int:
-    """How many classes a dataset of `SPECS` has; 100, as synthetic, for any other."""
-    return SPECS[name].classes if name in SPECS else 100
 
 
 def training_images(name: str) -> int:
     """How many images of a dataset train, the validation set apart; known without reading it."""
-    if name not in SPECS:
-        return 5000
     spec = SPECS[name]
     return spec.images_a_class * spec.classes if spec.images_a_class else spec.counts["train"] * 19 // 20
 
@@ -174,25 +166,15 @@ def available(name: str = "cifar100", root: Path | str | None = None) -> bool:
     if name == "synthetic":
         return True
     try:
-        _find(name, Path(root) if root is not None else default_root())
-    except DataError:
+        _find(name, root)
+    except UserError:
         return False
     return True
 
 
-def hold_out(images: np.ndarray, labels: np.ndarray, share: int = 20):
-    """Split off one image in `share` of each class: those with the smallest SHA-256 of their pixels.
-
-    The choice depends on the images alone, so it is the same for every copy of the dataset.
-
-    Returns: (images, labels) of the training part and of the validation part.
-    """
-    held = one_in(share, (image.transpose(2, 0, 1).tobytes() for image in images), labels)
-    return (images[~held], labels[~held]), (images[held], labels[held])
-
-
 def one_in(share: int, contents: Iterable[bytes], labels: np.ndarray) -> np.ndarray:
-    """Of each class, one in `share`: those with the smallest SHA-256 of their content. Bool (N,)."""
+    """Of each class, one in `share`: those with the smallest SHA-256 of their content, so that the choice is the same
+    for every copy of a dataset. Bool (N,)."""
     keys, held = np.array([hashlib.sha256(c).digest() for c in contents], "S32"), np.zeros(len(labels), bool)
     for c in np.unique(labels):
         members = np.flatnonzero(labels == c)
@@ -206,9 +188,9 @@ def fetch(name: str = "cifar100", root: Path | str | None = None) -> Path:
     Returns: the folder that holds it. What is already there is not fetched again.
 
     Raises:
-        DataError: no such dataset, the download failed, or the folder cannot be written.
+        UserError: no such dataset, the download failed, or the folder cannot be written.
     """
-    spec, root = _spec(name), Path(root) if root is not None else default_root()
+    spec, root = _spec(name), Path(root or default_root())
     if not available(name, root):
         from torchvision import datasets
 
@@ -217,21 +199,21 @@ def fetch(name: str = "cifar100", root: Path | str | None = None) -> Path:
             root.mkdir(parents=True, exist_ok=True)
             getattr(datasets, spec.torchvision)(root, download=True)
         except (OSError, RuntimeError) as e:
-            raise DataError(f"{name} could not be downloaded to {root}: {e}") from e
+            raise UserError(f"{name} could not be downloaded to {root}: {e}") from e
         for archive in set(root.glob("*.tar.gz")) - theirs:
             archive.unlink()
     return _find(name, root)
 
 
-def _find(name: str, root: Path) -> Path:
-    spec = _spec(name)
+def _find(name: str, root: Path | str | None) -> Path:
+    spec, root = _spec(name), Path(root or default_root())
     for folder in (root / spec.folder, root):
         if all((folder / f).is_file() for files in spec.files.values() for f in files):
             return folder
     for folder in (root / spec.python_folder, root):
         if folder.name == spec.python_folder and folder.is_dir():
             return folder
-    raise DataError(
+    raise UserError(
         f"no {name} in {root} (looked for {spec.folder}/ and {spec.python_folder}/); "
         f"run `vggres data --dataset {name}`, or name the folder that holds it with --data or VGGRES_DATA"
     )
@@ -244,7 +226,7 @@ def _read(folder: Path, spec: Spec, split: str) -> tuple[np.ndarray, np.ndarray]
     for f in files:
         size = (folder / f).stat().st_size
         if size != expected:
-            raise DataError(
+            raise UserError(
                 f"{folder / f}: {size} bytes, expected {expected}; truncated or another file: delete and fetch it again"
             )
     records = np.concatenate([np.fromfile(folder / f, np.uint8) for f in files]).reshape(count, -1)
@@ -259,7 +241,7 @@ def _read_python(folder: Path, spec: Spec, split: str) -> tuple[np.ndarray, np.n
     try:
         theirs = getattr(datasets, spec.torchvision)(folder.parent, train=split == "train")
     except RuntimeError as e:
-        raise DataError(
+        raise UserError(
             f"{folder}: damaged or incomplete ({e}); "
             f"delete it and run `vggres data --dataset {spec.torchvision.lower()}`"
         ) from e
@@ -279,9 +261,7 @@ def _content_order(labels: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, 
 def _balanced(part: tuple[np.ndarray, np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:
     """The first `n` images, taken class by class in turn."""
     images, labels = part
-    by_class = np.argsort(labels, kind="stable")
-    rank = np.empty(len(labels), np.int64)
-    rank[by_class] = np.arange(len(labels)) - np.searchsorted(labels[by_class], labels[by_class])
+    rank = pd.Series(labels).groupby(labels).cumcount()
     keep = np.sort(np.lexsort((labels, rank))[:n])
     return images[keep], labels[keep]
 

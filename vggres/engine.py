@@ -91,7 +91,7 @@ class Engine:
         if ours is fused and torch.are_deterministic_algorithms_enabled():
             ours = None  # its sums are added up in any order
         self.convolution = ours.NAME if ours and ours.use(self.net) else "torch"
-        # Fused, both read the rate from a tensor on the device; SGD does so only fused, and needs no `capturable`.
+        # Fused, all read the rate from a tensor on the device; SGD does so only fused, and needs no `capturable`.
         make, options = {
             "adam": (torch.optim.Adam, {"capturable": on_gpu}),
             "sgd": (torch.optim.SGD, {"momentum": 0.9}),

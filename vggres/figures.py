@@ -9,7 +9,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
@@ -29,7 +28,8 @@ matplotlib.rcParams |= {
     "grid.alpha": 0.25,
     "figure.constrained_layout.use": True,
 }
-PALETTE = sns.color_palette("colorblind")
+# seaborn's "colorblind"
+PALETTE = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"]
 # One colour and marker a network in every figure; a run of its own look stands by its name.
 STYLE = {
     "vgg08": (PALETTE[4], "o"),
@@ -109,7 +109,9 @@ def picture(fig: Figure):
 def colours(names: list[str]) -> list:
     """A network of the story has its own colour; runs that differ by a number go from light to dark."""
     own = {colour for colour, _ in map(look, names) if colour}
-    return [look(name)[0] for name in names] if len(own) == len(names) else sns.color_palette("viridis", len(names))
+    if len(own) == len(names):
+        return [look(name)[0] for name in names]
+    return list(map(tuple, matplotlib.colormaps["viridis"](np.linspace(0, 1, len(names) + 2)[1:-1])))
 
 
 def look(name: str) -> tuple:

@@ -23,11 +23,19 @@ DTYPE = torch.bfloat16
 def use(net: nn.Module) -> bool:
     """Make a `FusedBlock` of every `Block` of a net that can be one. Returns: whether there are any."""
     blocks = [m for m in net.modules() if type(m) is Block and _fits(m)]
-    if kernels is None or not blocks:
+    if not blocks or not compiles():
         return False
     for block in blocks:
         block.__class__ = FusedBlock
     return True
+
+
+def compiles() -> bool:
+    """Whether Triton is there and, on a GPU, what launches its kernels: a C compiler, Python's headers, libcuda."""
+    try:
+        return kernels is not None and (not torch.cuda.is_available() or bool(kernels.triton.runtime.driver.active))
+    except Exception:  # of a class that depends on what is missing
+        return False
 
 
 def _fits(block: Block) -> bool:

@@ -29,7 +29,7 @@ def flow_on(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     another network, with other gradients.
 
     Args:
-        x, y: images (N, 3, 32, 32) and labels (N,).
+        x, y: images (N, 3, H, W) and labels (N,).
     """
     net = copy.deepcopy(net).float().train()
     F.cross_entropy(net(x), y).backward()
@@ -48,12 +48,11 @@ def propagation(net: nn.Module, x: Tensor, y: Tensor) -> list[dict]:
     - `rms`: root mean square of z itself;
     - `gradient`: root mean square of dE/dz, times the number of images (E is the mean over them);
     - `backward_gain`: how much `gradient` grows from the next layer to this one; below 1 it shrinks on its way
-      to the input. None at the last layer;
-    - `forward_gain`: the same for `signal`, from the previous layer to this one. None at the first.
+      to the input. None at the last layer.
 
     With PyTorch's default initialisation a weight has variance 1 / (3 fan_in), and a (leaky) ReLU passes half of
-    the second moment: both gains of a plain 3x3 layer are about sqrt(1/3 * 1/2) = 0.41 (He et al., 2015, give
-    the general argument).
+    the second moment: the gain of a plain 3x3 layer, backward as forward, is about sqrt(1/3 * 1/2) = 0.41 (He et al.,
+    2015, give the general argument).
 
     Returns: one dict a layer, in forward order, with "layer" and the keys above.
     """
@@ -82,6 +81,4 @@ def propagation(net: nn.Module, x: Tensor, y: Tensor) -> list[dict]:
     ]
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         row["backward_gain"] = row["gradient"] / after["gradient"] if after and after["gradient"] else None
-    for row, before in zip(rows, [None, *rows[:-1]], strict=True):
-        row["forward_gain"] = row["signal"] / before["signal"] if before and before["signal"] else None
     return rows

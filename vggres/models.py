@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from vggres.errors import UserError
 from vggres.resnets import NETS, GlobalAveragePool
 
-Residual = Literal["none", "processing", "all"]
+FILTERS = 32  # of every convolution
 SLOPE = 0.01  # of the reports' LeakyReLU, for negative inputs
 
 
@@ -103,7 +103,6 @@ class VGG(nn.Sequential):
         project: the reduction shortcut is a convolution with batch normalisation, not a pooled identity.
         act: the activation, shared by all layers; it must hold no state. LeakyReLU(0.01) if None.
         skipinit: every branch beside a shortcut ends in a learnable scalar that starts at 0, see `Scale`.
-        filters: of every convolution.
         classes: how many logits.
 
     Shapes: (N, 3, 32, 32) float -> (N, classes) logits.
@@ -114,26 +113,25 @@ class VGG(nn.Sequential):
         stages: int,
         blocks: int,
         norm: bool = False,
-        residual: Residual = "none",
+        residual: Literal["none", "processing", "all"] = "none",
         convs: int = 2,
         project: bool = False,
         act: nn.Module | None = None,
         skipinit: bool = False,
-        filters: int = 32,
         classes: int = 100,
     ):
         act = act or nn.LeakyReLU(SLOPE)
 
         def block(reduce: bool) -> Block:
             skip = residual == "all" or (residual == "processing" and not reduce)
-            return Block(filters, convs, reduce, norm, skip, project, act, skipinit)
+            return Block(FILTERS, convs, reduce, norm, skip, project, act, skipinit)
 
-        entry = OrderedDict(conv=nn.Conv2d(3, filters, 3, padding=1, bias=False), norm=nn.BatchNorm2d(filters), act=act)
+        entry = OrderedDict(conv=nn.Conv2d(3, FILTERS, 3, padding=1, bias=False), norm=nn.BatchNorm2d(FILTERS), act=act)
         parts: list[tuple[str, nn.Module]] = [("entry", nn.Sequential(entry))]
         for s in range(1, stages + 1):
             inner = [(f"block{b}", block(reduce=False)) for b in range(1, blocks + 1)]
             parts.append((f"stage{s}", nn.Sequential(OrderedDict([*inner, ("reduce", block(reduce=True))]))))
-        parts += [("pool", GlobalAveragePool()), ("head", nn.Linear(filters, classes))]
+        parts += [("pool", GlobalAveragePool()), ("head", nn.Linear(FILTERS, classes))]
         super().__init__(OrderedDict(parts))
 
 

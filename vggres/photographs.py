@@ -9,7 +9,8 @@ import torch
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from vggres.data import Data, DataError, one_in
+from vggres.data import Data, one_in
+from vggres.errors import UserError
 
 
 def load(root: Path | str, size: int = 224) -> Data:
@@ -25,7 +26,7 @@ def load(root: Path | str, size: int = 224) -> Data:
         size: height and width in pixels.
 
     Raises:
-        DataError: there are no images by class, train and test have other classes, or a file is no image.
+        UserError: there are no images by class, train and test have other classes, or a file is no image.
     """
     centre = transforms.Compose([transforms.Resize(size * 8 // 7), transforms.CenterCrop(size)])
     random = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
@@ -33,15 +34,15 @@ def load(root: Path | str, size: int = 224) -> Data:
     try:
         first, *others = [ImageFolder(root / split) for split in (("train", "test") if apart else ("",))]
     except (OSError, ValueError) as e:
-        raise DataError(f"{root}: no images by class there ({e}); lay them out as {root}/<class>/<image>") from e
+        raise UserError(f"{root}: no images by class there ({e}); lay them out as {root}/<class>/<image>") from e
     if others and others[0].classes != first.classes:
-        raise DataError(f"{root}: train and test have other classes: {first.classes}, {others[0].classes}")
+        raise UserError(f"{root}: train and test have other classes: {first.classes}, {others[0].classes}")
 
     def pixels(files, transform) -> np.ndarray:
         try:
             return np.stack([np.asarray(transform(first.loader(path))) for path, _ in files])
         except OSError as e:
-            raise DataError(f"{root}: a file is no image ({e}); take it away") from e
+            raise UserError(f"{root}: a file is no image ({e}); take it away") from e
 
     def labels(files) -> np.ndarray:
         return np.array([label for _, label in files], np.int64)
@@ -58,7 +59,7 @@ def load(root: Path | str, size: int = 224) -> Data:
     train, test = (first.samples, others[0].samples) if apart else hold(5, first.samples)
     train, val = hold(20, train)
     if not (train and val and test):
-        raise DataError(f"{root}: too few images: {len(train)} train, {len(val)} validate, {len(test)} test")
+        raise UserError(f"{root}: too few images: {len(train)} train, {len(val)} validate, {len(test)} test")
     digests = {}
     for split, files in (("train", train + val), ("test", test)):
         each = sorted(hashlib.sha256(y.to_bytes(2) + Path(path).read_bytes()).digest() for path, y in files)

@@ -12,6 +12,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import get_total_norm
 
 from vggres.errors import UserError
 from vggres.models import layers
@@ -25,11 +26,6 @@ def _gradients(net: nn.Module, x: Tensor, y: Tensor) -> tuple[float, list[Tensor
     """Mean cross-entropy of the batch in nats, and its gradient by parameter."""
     loss = F.cross_entropy(net(x), y)
     return loss.item(), list(torch.autograd.grad(loss, list(net.parameters())))
-
-
-def _norm(tensors: list[Tensor]) -> float:
-    """The Euclidean norm of all together."""
-    return math.sqrt(sum(t.square().sum().item() for t in tensors))
 
 
 def activations(net: nn.Module, x: Tensor) -> list[dict]:
@@ -117,10 +113,9 @@ def singular_values(net: nn.Module, x: Tensor) -> Tensor:
 
     Returns: (min(outputs, inputs),) float64.
     """
-    x = x.double().clone().requires_grad_()
-    out = _copy(net)(x)[0].flatten()
-    rows = [torch.autograd.grad(z, x, retain_graph=True)[0][0].flatten() for z in out]
-    return torch.linalg.svdvals(torch.stack(rows))
+    net = _copy(net)
+    jacobian = torch.autograd.functional.jacobian(lambda x: net(x)[0].flatten(), x.double())
+    return torch.linalg.svdvals(jacobian[:, 0].flatten(1))
 
 
 def shattering(net: nn.Module, x: Tensor, points: int = 64) -> Tensor:
@@ -160,13 +155,13 @@ def along_gradient(net: nn.Module, x: Tensor, y: Tensor, steps: list[float]) -> 
     parameters = list(net.parameters())
     start = [p.detach().clone() for p in parameters]
     _, gradient = _gradients(net, x, y)
-    norm = _norm(gradient)
+    norm = get_total_norm(gradient)
     for step in steps:
         with torch.no_grad():
             for p, w, g in zip(parameters, start, gradient, strict=True):
                 p.copy_(w - step / norm * g)
         loss, there = _gradients(net, x, y)
-        change = _norm([a - b for a, b in zip(there, gradient, strict=True)])
+        change = get_total_norm([a - b for a, b in zip(there, gradient, strict=True)]).item()
         rows.append({"step": step, "loss": loss, "smoothness": change / step if step else None})
     return rows
 
@@ -204,11 +199,12 @@ def cosine_map(c: float, slope: float) -> float:
     return c + (1 - slope) ** 2 / (math.pi * (1 + slope**2)) * (math.sqrt(1 - c * c) - c * math.acos(c))
 
 
-def cosine_after(depth: int, slope: float, start: float = 0.0) -> float:
-    """`cosine_map` applied `depth` times to `start`; 0 is two images that have nothing in common."""
+def cosine_after(depth: int, slope: float) -> float:
+    """`cosine_map` applied `depth` times to 0, the cosine of two images that have nothing in common."""
+    cosine = 0.0
     for _ in range(depth):
-        start = cosine_map(start, slope)
-    return start
+        cosine = cosine_map(cosine, slope)
+    return cosine
 
 
 def slope_for(depth: int, cosine: float = 0.9) -> float:

@@ -24,7 +24,6 @@ from vggres.errors import UserError
 from vggres.files import write_atomically
 from vggres.runs import RUNS, Run
 
-SCHEMA = 1
 LOCAL_WEIGHTS = "weights-local"  # kept where they were made, not committed
 COMMIT = re.compile("[0-9a-f]{40}")
 PARTS = {"run", "seed", "status", "model", "data", "result", "device", "env", "git", "time", "files"}
@@ -42,7 +41,7 @@ HISTORY = {
 def default_root() -> Path:
     """`results/` of the checkout, or `results/` here where vggres is installed apart."""
     checkout = Path(__file__).resolve().parent.parent / "results"
-    return checkout if checkout.is_dir() else Path("results")
+    return checkout if (checkout / "reported.csv").is_file() else Path("results")
 
 
 def folder_of(results: Path | str, name: str, seed: int) -> Path:
@@ -94,26 +93,18 @@ def environment() -> dict:
     }
 
 
-def gradients_csv(rows: list[dict]) -> str:
-    """One line an epoch (0 is before the first step), one column a layer, 4 significant digits."""
-    return _csv(rows, {k: ".4g" for k in rows[0]} | {"epoch": "d"})
-
-
-def _csv(rows: list[dict], formats: dict[str, str]) -> str:
+def _csv(rows: list[dict], formats: dict[str, str]) -> bytes:
     text = [{k: format(row[k], f) for k, f in formats.items()} for row in rows]
-    return pd.DataFrame(text).to_csv(index=False, lineterminator="\n")
+    return pd.DataFrame(text).to_csv(index=False, lineterminator="\n").encode()
 
 
 def write(folder: Path, record: dict, history: list[dict], gradients: list[dict]) -> None:
     """Write a whole record; `run.json` comes last, so a record that can be seen is complete."""
-    files = {"history.csv": _csv(history, HISTORY).encode(), "gradients.csv": gradients_csv(gradients).encode()}
+    columns = dict.fromkeys(gradients[0], ".4g") | {"epoch": "d"}  # epoch 0 is before the first step
+    files = {"history.csv": _csv(history, HISTORY), "gradients.csv": _csv(gradients, columns)}
     for name, content in files.items():
         write_atomically(folder / name, content)
-    record = {
-        "schema": SCHEMA,
-        **record,
-        "files": {name: _sha256(content) for name, content in files.items()},
-    }
+    record = {"schema": 1, **record, "files": {name: _sha256(content) for name, content in files.items()}}
     record["sha256"] = _sha256(_canonical(record))
     write_atomically(folder / "run.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
@@ -153,15 +144,15 @@ def read(folder: Path) -> dict:
     return record
 
 
-def folders(results: Path | str) -> list[Path]:
+def folders(results: Path | str | None = None) -> list[Path]:
     """All folders that hold a record, sorted; not one that was moved aside, such as `seed0.old`."""
-    found = Path(results).glob("runs/*/seed*/run.json")
+    found = Path(results or default_root()).glob("runs/*/seed*/run.json")
     return sorted(p.parent for p in found if p.parent.name.removeprefix("seed").isdigit())
 
 
 def recorded(names: Iterable[str], results: Path | str | None = None) -> list[str]:
     """Those of the names that have a record."""
-    have = {folder.parent.name for folder in folders(results or default_root())}
+    have = {folder.parent.name for folder in folders(results)}
     return [name for name in names if name in have]
 
 
@@ -172,7 +163,7 @@ def load_runs(results: Path | str | None = None) -> pd.DataFrame:
     commit, digest, wall_s (divided by the number of runs that shared the device; NaN where that changed).
     """
     rows = []
-    for folder in folders(results or default_root()):
+    for folder in folders(results):
         r = read(folder)
         devices = [r["device"], *r["device"].get("later", [])]
         shared = {device.get("together", r["time"].get("together", 1)) for device in devices}
@@ -199,7 +190,7 @@ def load_runs(results: Path | str | None = None) -> pd.DataFrame:
 def load_series(name: str, file: str, results: Path | str | None = None) -> pd.DataFrame:
     """`history.csv` or `gradients.csv` of every seed of a run, with a `seed` column; empty if there is none."""
     parts = []
-    for folder in folders(results or default_root()):
+    for folder in folders(results):
         if folder.parent.name == name:
             parts.append(pd.read_csv(folder / file).assign(seed=int(folder.name.removeprefix("seed"))))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["epoch", "seed"])

@@ -5,17 +5,12 @@ Reported numbers are not here: they are in `results/reported.csv`, joined by the
 
 import math
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from itertools import product
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin
 
 from vggres.errors import UserError
-
-Schedule = Literal["cosine-epoch", "cosine-step", "step30"]
-Optimizer = Literal["adam", "sgd", "muon", "adam-two-rates"]
-Normalise = Literal["course", "own", "none"]
-Trained = Literal["all", "last"]
 
 
 @dataclass(frozen=True)
@@ -48,16 +43,16 @@ class Run:
     lr: float = 1e-3
     lr_end: float = 2e-5
     weight_decay: float = 0.0
-    optimizer: Optimizer = "adam"
-    schedule: Schedule = "cosine-epoch"
+    optimizer: Literal["adam", "sgd", "muon", "adam-two-rates"] = "adam"
+    schedule: Literal["cosine-epoch", "cosine-step", "step30"] = "cosine-epoch"
     augment: bool = True
     limit: int | None = None
     init: str = "default"
     slope: float = 0.01
     exhibits: tuple[str, ...] = field(default=(), compare=False)
-    normalise: Normalise = "course"
+    normalise: Literal["course", "own", "none"] = "course"
     start: str | None = None
-    trained: Trained = "all"
+    trained: Literal["all", "last"] = "all"
 
     def __post_init__(self):
         for name in ("epochs", "batch", "limit"):
@@ -70,9 +65,9 @@ class Run:
                 raise UserError(f"{name} must be 0 or more, and finite, not {value}")
         if not 0 <= self.slope <= 1:
             raise UserError(f"slope must be from 0 (ReLU) to 1 (linear), not {self.slope}")
-        for name, known in dict(schedule=Schedule, optimizer=Optimizer, normalise=Normalise, trained=Trained).items():
-            if (value := getattr(self, name)) not in get_args(known):
-                raise UserError(f"no {name} is called {value!r}; there are {', '.join(get_args(known))}")
+        for f in fields(self):
+            if get_origin(f.type) is Literal and (value := getattr(self, f.name)) not in get_args(f.type):
+                raise UserError(f"no {f.name} is called {value!r}; there are {', '.join(get_args(f.type))}")
         if self.optimizer == "muon" and self.weight_decay:
             raise UserError("weight_decay must be 0 with muon: the length of its steps does not depend on the gradient")
         if self.trained == "last" and not self.start:
@@ -126,10 +121,10 @@ class Run:
         return {"name": self.name, **asdict(self), "exhibits": list(self.exhibits)}
 
     @classmethod
-    def from_dict(cls, fields: dict) -> "Run":
+    def from_dict(cls, values: dict) -> "Run":
         """The inverse of `to_dict`; a field that is missing, as in an older record, has its default."""
-        fields = {k: v for k, v in fields.items() if k != "name"}
-        return cls(**{**fields, "exhibits": tuple(fields.get("exhibits", ()))})
+        values = {k: v for k, v in values.items() if k != "name"}
+        return cls(**{**values, "exhibits": tuple(values.get("exhibits", ()))})
 
 
 def _short(x: float) -> str:

@@ -50,11 +50,11 @@ def label(run: Run) -> str:
     return ", ".join([" ".join([model.upper(), " + ".join(words[v] for v in variant)]).strip(), *notes])
 
 
-def interval(values: pd.Series, level: float = 0.95) -> float | None:
-    """Half width of the Student-t confidence interval of the mean over seeds; None for a single run."""
+def interval(values: pd.Series) -> float | None:
+    """Half width of the 95 % Student-t confidence interval of the mean over seeds; None for a single run."""
     if len(values) < 2:
         return None
-    return float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.sem())
+    return float(stats.t.ppf(0.975, len(values) - 1) * values.sem())
 
 
 def _row(name: str, metric: str, runs: pd.DataFrame, told: pd.DataFrame) -> dict:
@@ -103,8 +103,8 @@ def what_else(results: Path | str | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["network", "learning rate", "epochs"])
 
 
-def prediction(values: pd.Series, other_images: int | None = None, level: float = 0.95) -> float | None:
-    """Half width of the interval in which one new run is expected, given the runs measured; None below three.
+def prediction(values: pd.Series, other_images: int | None = None) -> float | None:
+    """Half width of the 95 % interval in which one new run is expected, given the runs measured; None below three.
 
     `sqrt((t s)^2 (1 + 1/n) + z^2 2 p (1 - p) / other_images)`: Student's t with n - 1 degrees of freedom for a new
     seed; and for an accuracy p that is taken over other images than ours, the sampling error of both sets. (That of
@@ -113,7 +113,7 @@ def prediction(values: pd.Series, other_images: int | None = None, level: float 
     n = len(values)
     if n < 3:
         return None
-    tail, mean = (1 + level) / 2, values.mean()
+    tail, mean = 0.975, values.mean()
     sampling = stats.norm.ppf(tail) ** 2 * 2 * mean * (1 - mean) / other_images if other_images else 0.0
     return float(((stats.t.ppf(tail, n - 1) * values.std()) ** 2 * (1 + 1 / n) + sampling) ** 0.5)
 
@@ -222,13 +222,13 @@ def in_words(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(cells, columns=["reported", "measured", "95 % interval", "n"], index=table.index)
 
 
-def markdown(table: pd.DataFrame, metric: str = "val_acc") -> str:
-    """One metric of `table_1` as a Markdown table: reported | measured | interval | n."""
+def markdown(table: pd.DataFrame) -> str:
+    """The validation accuracies of `table_1` as a Markdown table: reported | measured | interval | n."""
     lines = [
         "| network | learning rate | parameters | reported | measured | 95 % interval | n |",
         "| --- | --- | ---: | ---: | ---: | --- | ---: |",
     ]
-    for row in table[table.metric == metric].itertuples():
+    for row in table[table.metric == "val_acc"].itertuples():
         told, measured, spread = format_cells(row)
         lines.append(f"| {row.network} | {row.lr:g} | {row.params:,} | {told} | {measured} | {spread} | {row.n} |")
     return "\n".join(lines)

@@ -234,20 +234,17 @@ def claim(folder: Path):
     """The run's folder, made if missing, proved writable, and locked against a second process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "train.lock")
-        lock.acquire(timeout=0)
+        lock = FileLock(folder / "train.lock").acquire(timeout=0)
     except Timeout:
         raise Claimed(
             f"{folder}: another process is training this run; wait for it, or choose another --seed or --results"
         ) from None
     except OSError as e:
         raise UserError(f"{folder}: cannot be written ({e.strerror}); choose another folder with --results") from e
-    try:
+    with lock:
         for rest in folder.glob("*.tmp"):  # of a process that was killed while it wrote
             rest.unlink()
         yield folder
-    finally:
-        lock.release()
 
 
 def progress(run: Run, seed: int, images: int, state: State) -> tqdm:

@@ -13,7 +13,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from vggres import records
-from vggres.data import classes
+from vggres.data import SPECS
 from vggres.errors import UserError
 from vggres.files import write_atomically
 from vggres.models import build, layers
@@ -47,15 +47,14 @@ def load(name: str, results: Path | str | None = None) -> nn.Module:
     Raises:
         UserError: no such run, no record or no weights of it, or other weights than the record was written with.
     """
-    state, record = read(find(name).name, results)
-    run = Run.from_dict(record["run"])
-    net = build(run.model, None, run.init, run.slope, classes(run.dataset))
-    net.load_state_dict(state)
+    run = find(name)
+    net = build(run.model, None, run.init, run.slope, SPECS[run.dataset].classes)
+    net.load_state_dict(read(name, results)[0])
     return net.eval()
 
 
-def read(name: str, results: Path | str | None = None) -> tuple[dict[str, Tensor], dict]:
-    """The kept weights of a run, of seed 0, and its record. Raises as `load` does."""
+def read(name: str, results: Path | str | None = None) -> tuple[dict[str, Tensor], str]:
+    """The kept weights of a run, of seed 0, and the SHA-256 of their file. Raises as `load` does."""
     results = Path(results or records.default_root())
     folder = records.folder_of(results, name, 0)
     if not (folder / "run.json").exists():
@@ -74,7 +73,7 @@ def read(name: str, results: Path | str | None = None) -> tuple[dict[str, Tensor
         )
     if hashlib.sha256(content := path.read_bytes()).hexdigest() != record["weights"]["sha256"]:
         raise UserError(f"{path}: not the weights that the record of {name} was written with")
-    return read_tensors(content), record
+    return read_tensors(content), record["weights"]["sha256"]
 
 
 def read_file(file: Path | None = None) -> tuple[dict[str, Tensor], str]:
@@ -124,10 +123,7 @@ def begin(net: nn.Module, run: Run, results: Path | str, given: tuple[dict[str, 
     """
     if not run.start:
         return {}
-    if given is None:
-        state, record = read(run.start, results)
-        given = state, record["weights"]["sha256"]
-    state, digest = given
+    state, digest = given or read(run.start, results)
     (last, _), own = layers(net)[-1], net.state_dict()
     # Batch normalisation counts its batches, but files from before it did lack the number, and nothing uses it.
     wanted, kept = (
