@@ -266,7 +266,7 @@ assert jumps["cosine once a batch"] > 3 * jumps["cosine once an epoch"] and spre
 # The validation accuracy could not have told. The hundredth epoch ends where the swinging rate is lowest, and there our
 # three seeds agree (48.0 to 48.6 %); A's 46.84 % is more than a point below them, which the 2.8 points of other
 # validation images cover. (Were it of another epoch, the swing would cover it, too.) Without crops and flips VGG08 fits
-# the training images 12 points better than report B's did, so B's VGG08 was trained with them, or with something that
+# the training images 11 points better than report B's did, so B's VGG08 was trained with them, or with something that
 # holds it back as much.
 #
 # Did A train its VGG38 so, too? Its nets that learn all fit less well than ours, by 2 to 17 points, as they would if

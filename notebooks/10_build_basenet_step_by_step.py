@@ -190,7 +190,7 @@ assert held_out["step 1, SGD, 5e-3"] < held_out["step 0, SGD, 5e-3"] + 0.01
 # better, and no more about others. So the report's first step up, eight points by BN, is not found after thirty epochs.
 # (Runs are few: column n counts them.)
 #
-# Did the report train for fewer? It does not say how long, but for "100" at step 10. So look at our three nets early:
+# Did the report train for fewer? How long, it says of step 10 only: 100 epochs. So look at our three nets early:
 
 # %%
 early = {}
@@ -206,9 +206,9 @@ assert (early.loc["step 2"] > early.loc["step 1"] + 6).all() and early.loc["step
 
 # %% [markdown]
 # **Table 2.** Validation accuracy (%) by epoch, mean over the seeds there are. In the first epochs BN is ahead, after
-# four by six points; by the end the net without it has caught up. So a report of a few epochs would have found its step
-# up, and a step by depth that is higher than the report's all the same. What remains is that its first net, of which it
-# tells nothing but the 23 %, may have been another.
+# four by six points; by the end the net without it has caught up. So who trains for few epochs finds BN's step up, and
+# a step by depth that is higher than the report's all the same. What remains is that the report's first net, of which
+# it tells nothing but the 23 %, may have been another.
 #
 # ## See what the factor 0.1 mends in a deep narrow net
 #
