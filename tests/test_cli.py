@@ -390,6 +390,13 @@ def test_an_unreadable_record_is_refused_where_it_would_be_read(train, results):
     assert path.read_text() == "{"
 
 
+def test_a_tree_without_a_commit_is_refused_before_training(train, results, monkeypatch, tmp_path):
+    monkeypatch.delenv("VGGRES_COMMIT")
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "vggres" / "records.py"))
+    refused(train("vgg08"), "VGGRES_COMMIT", tmp_path)
+    assert nothing_trained(results)
+
+
 @pytest.mark.parametrize("command", ["list", "data", "train", "verify"])
 def test_help_names_the_folders_and_needs_none(command):
     done = vggres(command, "--help")

@@ -307,9 +307,8 @@ def some():
 def test_a_batch_is_cropped_flipped_and_normalised_as_by_torchvision(some):
     images, labels, plan = some
     x, y = Images(images, labels).batch(plan)
-    assert (
-        x.shape == (40, 3, 32, 32) and x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
-    )
+    assert x.shape == (40, 3, 32, 32) and x.dtype == torch.float32
+    assert x.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(y, torch.from_numpy(labels)[plan.index])
     for k, (i, (down, right), flip) in enumerate(zip(plan.index, plan.shift.tolist(), plan.flip, strict=True)):
         image = vision.crop(vision.pad(torch.from_numpy(images[i]).permute(2, 0, 1), 4), down, right, 32, 32)
