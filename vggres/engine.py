@@ -116,8 +116,8 @@ class Engine:
             keep_freed_memory()
 
     @contextlib.contextmanager
-    def _turn(self):
-        """Work given to the device here is done after all that the caller has given it."""
+    def turn(self):
+        """Work given to the device here is done on the engine's own stream, after all that the caller has given it."""
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):  # without a stream this does nothing
@@ -141,7 +141,7 @@ class Engine:
     def step(self, images: Images, plan: Plan, lr: float) -> None:
         """Train on one batch; the gradients stay in `.grad` until the next step."""
         size = len(plan.index)
-        with self._turn():
+        with self.turn():
             self.optimizer.param_groups[0]["lr"].fill_(lr)
             if self._stream is None:
                 self._train(images, plan)
@@ -164,7 +164,7 @@ class Engine:
 
     def metrics(self) -> tuple[float, float]:
         """Mean loss (nats) and accuracy (fraction) over what was seen since the last call."""
-        with self._turn():
+        with self.turn():
             result = self._loss.item() / self._seen, self._correct.item() / self._seen
             self._loss.zero_()
             self._correct.zero_()
@@ -177,7 +177,7 @@ class Engine:
 
         What was trained since the last call of `metrics` would be counted with them: call that first.
         """
-        with self._turn():
+        with self.turn():
             self.net.eval()
             for x, y in images.batches(100 if self._stream is None else 2_560_000 // images.images[0, ..., 0].numel()):
                 self._forward(x, y)

@@ -121,9 +121,10 @@ def steps(
         scale, splits = scaling(run.normalise, data.train[0]), (data.train, data.val, data.test)
         train_set, val_set, test_set = (Images(*part, engine.device, *scale) for part in splits)
         if not state.gradients:
-            first = next(choices(run, seed, 0, data, train_set).to(engine.device).batches(run.batch))
             engine.draw_from(seed)
-            state.gradients.append({"epoch": 0, **flow_on(engine.net, *train_set.batch(first))})
+            with engine.turn():
+                first = next(choices(run, seed, 0, data, train_set).to(engine.device).batches(run.batch))
+                state.gradients.append({"epoch": 0, **flow_on(engine.net, *train_set.batch(first))})
 
         an_epoch, took = math.ceil(len(train_set) / run.batch), 0.0
         with progress(run, seed, len(train_set), state) as bar:
@@ -131,7 +132,8 @@ def steps(
                 began, epoch = time.monotonic(), state.epoch
                 if began + took > deadline:
                     return None
-                plan = choices(run, seed, epoch, data, train_set).to(engine.device)
+                with engine.turn():
+                    plan = choices(run, seed, epoch, data, train_set).to(engine.device)
                 for i, batch in enumerate(plan.batches(run.batch)):
                     if time.monotonic() > deadline:
                         return None
@@ -144,8 +146,9 @@ def steps(
                     yield 0
                 trained, validated = engine.metrics(), engine.evaluate(val_set)
                 took = time.monotonic() - began
-                state.add((epoch + 1, *trained, *validated, lr, took), engine.net)
-                save(folder, run, seed, engine, state)
+                with engine.turn():
+                    state.add((epoch + 1, *trained, *validated, lr, took), engine.net)
+                    save(folder, run, seed, engine, state)
                 bar.set_postfix_str(f"epoch {epoch + 1}, loss {trained[0]:.3f}, val {100 * validated[1]:.1f} %")
 
         record = measure(run, seed, data, engine, state, test_set) | started
