@@ -13,6 +13,7 @@
 import os
 import tempfile
 
+import numpy as np
 import pandas as pd
 
 from vggres import RUNS, data, figures, records, tables, training
@@ -96,29 +97,33 @@ pd.concat(parts, axis=1).loc[TABLE_1[1:]].round(2)
 # %%
 fit, val = (part.measured for part in parts.values())
 assert val["vgg38"] == 1 and abs(fit["vgg38"] - 1) < 0.2
-assert (parts["train_acc"].above.drop("vgg38") > 2).all()
-assert (val[["vgg38-bn", "vgg38-rc"]] - 100 * rows.measured["vgg08"]).abs().max() < 2
+above = parts["train_acc"].above.drop("vgg38")
+assert above["vgg38-bn-lr1e-2"] < -1 and (above.drop("vgg38-bn-lr1e-2") > 2).all()
+than_vgg08 = val - 100 * rows.measured["vgg08"]
+assert -2 < than_vgg08["vgg38-bn"] < 0 < 2 < than_vgg08["vgg38-rc"] < 4 < 10 < than_vgg08["vgg38-bn-rc"]
 assert val["vgg38-bn-rc"] > val[["vgg38-bn", "vgg38-rc"]].max() + 7
 gained = {name: val[f"{name}-lr1e-2"] - val[name] for name in ("vgg38-bn", "vgg38-bn-rc")}
-assert -2 < gained["vgg38-bn"] < 0 < gained["vgg38-bn-rc"] < 2
-tested = records.load_runs().set_index("run").test_acc.drop("vgg08")
+assert -4 < gained["vgg38-bn"] < -2 < 0 < gained["vgg38-bn-rc"] < 1
+seeds = records.load_runs()
+assert 4 < 100 * np.ptp(seeds[seeds.run == "vgg38-bn-lr1e-2"].val_acc) < 6
+tested = seeds.groupby("run").test_acc.mean()
 told = tables.reported().query("report == 'A' and metric == 'test_acc' and run in @TABLE_1").set_index("run").value
 assert (tested[told.index] < told - 0.015).all()
 (100 * pd.DataFrame({"reported": told, "measured": tested[told.index]})).round(2).rename_axis("test images, % right")
 
 # %% [markdown]
-# Single runs, but for the plain net's two. What the report tells is there. The plain VGG38 does not move in a hundred
-# epochs: its loss is $\ln 100$, and it gives one and the same answer to all 2,500 validation images, so that exactly
-# 1 % of them are right. Either repair makes the same 38 layers train, but one alone makes them no better than eight
-# plain layers (49.4 %). The two together are ten points better, and the best of them has the report's best validation
-# accuracy.
+# Three runs of the plain net and of RC, two of each other row. What the report tells is there. The plain VGG38 does not
+# move in a hundred epochs: its loss is $\ln 100$, and it gives one and the same answer to all 2,500 validation images,
+# so that exactly 1 % of them are right. Either repair makes the same 38 layers train, but BN alone makes them no better
+# than eight plain layers (49.4 %), and shortcuts alone three points better. The two together are seven points above
+# that, and the best of them has the report's best validation accuracy.
 #
 # Three things are not as in the report. There the larger rate costs BN alone five points, and gives six to both
-# together; here it is 0.6 points less and 1.6 more, no more than the luck of single runs: our BN + RC is good at 1e-3
-# already. In each row that learns our net *fits* better than the report's, by 2 to 17 points of training accuracy, as
-# VGG08 does. A rate that swings to the end would do that (chapter 07). And on the test images, of which the text has
-# two numbers (the last table), ours stay two points below: 59.5 against 61.4 % for the best row. The report's best
-# net fits its own images less well, and the test images better.
+# together. Here it costs BN three, by two runs that are five points apart, and gives both together half a point: our BN
+# + RC is good at 1e-3 already. In each row that learns, BN at the larger rate apart, our net *fits* better than the
+# report's, by 2 to 17 points of training accuracy, as VGG08 does. A rate that swings to the end would do that (chapter
+# 07). And on the test images, of which the text has two numbers (the last table), ours stay below: 59.8 against 61.4 %
+# for the best row. The report's best net fits its own images less well, and the test images better.
 #
 # ## Figures 1 to 6
 #
@@ -153,13 +158,13 @@ figures.show("A-figure-3")
 
 # %% [markdown]
 # **Figure 3 of report A**: gradient flow of VGG38. The report's reads 0 at every convolution and at most 0.0002 at the
-# last layer, and so does ours on the left, but for the last convolution, which stays below 0.00005. On the right it is
+# last layer, and so does ours on the left, but for the last convolution, which stays below 0.00006. On the right it is
 # 1e-18 in the first stage before the first step, climbs in stairs, and only falls as the net is trained, to about
 # 1e-20. Chapter 01 explains the stairs.
 
 # %%
 plain = records.load_series("vgg38", "gradients.csv").drop(columns=["epoch", "seed"])
-assert plain.iloc[:, :13].max().max() < 1e-14 and plain["head"].max() < 0.0003 and plain.iloc[:, -2].max() < 5e-5
+assert plain.iloc[:, :13].max().max() < 1e-14 and plain["head"].max() < 0.0003 and plain.iloc[:, -2].max() < 6e-5
 assert plain["entry.conv"].median() < 0.1 * plain["entry.conv"][0]
 
 # %%
@@ -172,7 +177,7 @@ figures.show("A-figure-4")
 # the report's, and becomes surer of its mistakes.
 
 # %%
-best = records.load_series("vgg38-bn-rc-lr1e-2", "history.csv").set_index("epoch")
+best = records.load_series("vgg38-bn-rc-lr1e-2", "history.csv").groupby("epoch").mean()
 assert best.val_loss.idxmin() < 50 and best.val_loss[100] > best.val_loss.min() + 0.1
 assert abs(best.val_acc[70:].mean() - 0.5995) < 0.01 and best.train_acc[100] > 0.7133 + 0.05
 
@@ -182,12 +187,12 @@ figures.show("A-figure-5")
 # %% [markdown]
 # **Figure 5 of report A**: gradient flow of VGG38 BN + RC at learning rate 1e-2. Set it beside Figure 3: no layer is
 # starved, neither before the first step nor after any epoch. All but the last layer's become smaller once the net
-# trains, and they stay within about two orders of magnitude of each other. (On the linear axis its middle layers read
-# as 0, too; how far they are from Figure 3's only the right panel tells.)
+# trains, and they stay within two and a half orders of magnitude of each other. (On the linear axis its middle layers
+# read as 0, too; how far they are from Figure 3's only the right panel tells.)
 
 # %%
 healthy = records.load_series("vgg38-bn-rc-lr1e-2", "gradients.csv").drop(columns=["epoch", "seed"])
-assert healthy.min(axis=None) > 1e-5 and (healthy.max(axis=1) / healthy.min(axis=1) < 300).all()
+assert healthy.min(axis=None) > 1e-5 and (healthy.max(axis=1) / healthy.min(axis=1) < 400).all()
 
 # %%
 figures.show("A-figure-6")
@@ -230,8 +235,8 @@ made["result"]
 # - VGG08, three seeds, agrees with every number that report B prints for it, to a point or 0.03 nats. Report A's
 #   accuracies are two to four points lower, very likely because its learning rate swung by the batch instead of falling
 #   by the epoch (chapter 07).
-# - VGG38 fails as both reports say, from the first epoch to the hundredth. Batch normalisation or residual connections
-#   make it as good as VGG08; the two together ten points better, with report A's best validation accuracy, and two
-#   points less on the test images.
-# - Our nets fit their training images better than report A's in every row that learns.
+# - VGG38 fails as both reports say, from the first epoch to the hundredth. Batch normalisation makes it as good as
+#   VGG08, residual connections three points better, the two together ten, with report A's best validation accuracy and
+#   less on the test images.
+# - Our nets fit their training images better than report A's in every row that learns but one.
 # - Each number carries its seed, commit, device and the digest of its data; what has not been measured says so.

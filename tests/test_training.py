@@ -18,7 +18,6 @@ import torch
 from filelock import FileLock
 
 from vggres import data, records, training, weights
-from vggres.checkpoints import packed
 from vggres.engine import Engine
 from vggres.errors import UserError
 from vggres.gradients import flow_on
@@ -604,18 +603,3 @@ def test_large_weights_are_kept_where_git_does_not_look_and_may_be_absent_but_no
     assert records.verify(tmp_path) == []
     with pytest.raises(weights.NoWeights, match="train it again"):
         weights.read(SMALL.name, tmp_path)
-
-
-def test_a_checkpoint_is_few_pieces_of_memory_of_the_same_tensors():
-    x = torch.arange(24.0).reshape(2, 3, 2, 2)
-    tree = {"a": x.to(memory_format=torch.channels_last), "b": [{"step": torch.tensor(7.0)}, x[1, 0, 0, :0]], "c": 3}
-    tree |= {"d": torch.tensor(5), "e": torch.nn.Parameter(x[:, 0, 0, 0].clone()), "f": None}
-    copy = packed(tree)
-    assert copy["a"].is_contiguous(memory_format=torch.channels_last) and not copy["e"].requires_grad
-    assert copy.keys() == tree.keys() and copy["c"] == 3 and copy["f"] is None and copy["d"].dtype == torch.int64
-    floats = copy["a"], *copy["b"][0].values(), copy["b"][1], copy["e"]
-    for mine, theirs in zip(floats, (tree["a"], tree["b"][0]["step"], tree["b"][1], tree["e"]), strict=True):
-        assert torch.equal(mine, theirs) and mine.shape == theirs.shape
-    assert len({t.untyped_storage().data_ptr() for t in floats}) == 1
-    tree["a"].zero_()
-    assert torch.equal(copy["a"], x)

@@ -5,14 +5,12 @@ import io
 import math
 import os
 import shutil
-from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vggres import records
 from vggres.engine import Engine
@@ -48,31 +46,7 @@ class State:
         self.wall_s += self.history[-1]["seconds"]
         self.diverged = not all(math.isfinite(self.history[-1][loss]) for loss in ("train_loss", "val_loss"))
         if records.summarise(self.history)["best_epoch"] == self.epoch:
-            self.best = packed(net.state_dict())
-
-
-def packed(tree):
-    """A copy of dictionaries and lists whose tensors are on the CPU, those of a type in one piece of memory.
-
-    A VGG38 with BN and its optimiser are 800 small tensors. Fetched one at a time from a busy GPU, and each a file of
-    its own in the checkpoint, they hold up the runs beside this one for longer than an epoch takes.
-    """
-    found = defaultdict(list)
-    each(tree, lambda t: found[t.dtype, t.device].append(t))
-    pieces = {}
-    for kind, tensors in found.items():
-        flat = torch.cat([t.detach().as_strided((t.numel(),), (1,)) for t in tensors]).cpu()
-        pieces[kind] = iter(flat.split([t.numel() for t in tensors]))
-    return each(tree, lambda t: next(pieces[t.dtype, t.device]).as_strided(t.shape, t.stride()))
-
-
-def each(tree, change: Callable[[Tensor], Tensor]):
-    """A copy of dictionaries and lists, with `change` made to all tensors in them."""
-    if isinstance(tree, Tensor):
-        return change(tree)
-    if isinstance(tree, dict):
-        return {key: each(value, change) for key, value in tree.items()}
-    return [each(value, change) for value in tree] if isinstance(tree, list) else tree
+            self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
 
 
 def checkpoints(folder: Path) -> tuple[Path, Path]:
@@ -88,7 +62,8 @@ def save(folder: Path, run: Run, seed: int, engine: Engine, state: State) -> Non
             "run": run.to_dict(),
             "seed": seed,
             "state": vars(state),
-            **packed({"net": engine.net.state_dict(), "optimizer": engine.optimizer.state_dict()}),
+            "net": engine.net.state_dict(),
+            "optimizer": engine.optimizer.state_dict(),
         },
         buffer,
     )
@@ -132,7 +107,7 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, digests: dict[str,
             "delete it to begin anew, or choose another --results"
         )
     engine.net.load_state_dict(saved["net"])
-    engine.optimizer.load_state_dict(each(saved["optimizer"], Tensor.clone))  # each its own memory again
+    engine.optimizer.load_state_dict(saved["optimizer"])
     for group in engine.optimizer.param_groups:
         if "capturable" in group:
             group["capturable"] = engine.device.type == "cuda"  # whatever wrote the checkpoint
