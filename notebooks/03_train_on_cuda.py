@@ -480,7 +480,7 @@ print("reported in", ", ".join(run.exhibits))
 # vggres train vgg38-bn-rc-lr1e-2 --device cuda     # one run, seed 0
 # vggres train vgg08 vgg38 --seed 1 --minutes 30    # two; stop after half an hour, status 3
 # vggres train vgg38 --seed 0 --seed 1 --together 2 # two seeds at once, to fill a GPU
-# vggres train --missing --together 8 --minutes 60  # what has no record, by importance
+# vggres train --missing --together 7 --minutes 60  # what has no record, by importance
 # vggres verify                                     # re-hash every record
 # ```
 #
@@ -514,7 +514,7 @@ print("reported in", ", ".join(run.exhibits))
 # normalises, adds the shortcut and applies the activation; going back, two do the same in reverse and three make the
 # gradients.
 #
-# One such net is too small to fill a large GPU; several come nearer: `--together 8` trains eight runs side by side in
+# One such net is too small to fill a large GPU; several come nearer: `--together 7` trains seven runs side by side in
 # one process, each with a graph and a queue of its own, a step each in turn. Replayed from `benchmarks/`:
 
 # %%

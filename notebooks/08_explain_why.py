@@ -400,10 +400,10 @@ assert five["VGG38", "0.001"] == 1 and mended > 15 and mended > five["VGG38 RC",
 # each. (Which of the three it needed there is not measured: all were changed together.) With these weights, this slope
 # and Muon, whose step is an orthogonal matrix, the plain net has 60.9 % of the validation images after a hundred
 # epochs, and 61.4 % of the test images. (A step that is only smaller in the middle, *Adam, two rates*, does not do it:
-# chapter 12.) With both repairs and a step of 1e-2 VGG38 has 60.4 and 59.5 % here, and 59.95 and 61.4 % in report A.
-# What is still missing against BN and shortcuts together is ease: they bear Adam's step of 1e-2 in all layers. By
-# Muon's steps they are also a point ahead after five epochs and two after fifteen, which single runs do not prove; with
-# weight decay, which the plain net has not been tried with, report B's has 65.32 %.
+# chapter 12.) With both repairs and a step of 1e-2 VGG38 has 60.0 and 59.8 % here (of two runs), and 59.95 and 61.4 %
+# in report A. What is still missing against BN and shortcuts together is ease: they bear Adam's step of 1e-2 in all
+# layers. By Muon's steps they are also a point ahead after five epochs and two after fifteen, which single runs do not
+# prove; with weight decay, which the plain net has not been tried with, report B's has 65.32 %.
 
 # %%
 whole = records.read(records.folder_of(records.default_root(), MUON.name, 0))
