@@ -295,11 +295,12 @@ _GROUPS += [
     ((0,), [Run("resnet18-dropout", dataset="cifar10", **RESNET, exhibits=("C/Day 7",))]),
     ((0,), [Run("inception", dataset="cifar10", **RESNET, exhibits=("C/Day 8-9",))]),
     ((0,), [Run("resnet18", dataset="cifar10", augment=False, **RESNET, exhibits=("C/Day 10",))]),
-    # For where there is no GPU: five epochs of the nets of the story, three of report C's pair and of pre-training.
+    # For where there is no GPU: five epochs of the nets of the story, three of report C's pairs; the first net of
+    # the second pair is the pre-training.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
     ((0,), [replace(run, epochs=5) for run in (*_FIXES, TWO_RATES, MENDED_68, _BY_COSINE[1], MUON_68, *_BY_MUON)]),
     ((0,), [replace(run, epochs=15) for run in (MUON, MUON_BN_RC)]),
-    ((0,), [replace(run, epochs=3, exhibits=()) for run in _PAIR] + [BRIEFLY] + _AFTER_IT),
+    ((0,), [replace(run, epochs=3, exhibits=()) for run in _PAIR + _PAIR_10] + _AFTER_IT),
 ]
 RUNS: dict[str, Run] = {run.name: run for _, group in _GROUPS for run in group}
 QUEUE: list[tuple[Run, int]] = [(run, seed) for seeds, group in _GROUPS for seed in seeds for run in group]
