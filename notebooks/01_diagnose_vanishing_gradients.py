@@ -153,7 +153,9 @@ assert np.allclose(np.mean(variances), 1, atol=0.02)
 
 # %% [markdown]
 # Then the gains themselves. `propagation` keeps the output of every layer, runs the loss backwards and reports the
-# ratio between neighbours. It works in double precision; soon we will see why it must. *Live.*
+# ratio between neighbours. It works in double precision; soon we will see why it must. (Its `gradient` is that of one
+# image's loss, times the number of images, since $E$ is a mean over them; its `signal` is the standard deviation of a
+# unit over the images, as a root mean square over units.) *Live.*
 
 # %%
 signal = pd.DataFrame(propagation(vgg38, x[:50], y[:50])).set_index("layer")

@@ -99,8 +99,8 @@ assert torch.allclose(normalise(x, running_mean, running_variance, gamma, beta),
 # \frac{\partial E}{\partial \beta} = \sum_i g_i . $$
 #
 # An input $x_i$ acts by three routes: through its own $\hat x_i$, and through $\mu$ and $s$ on *every* $\hat x_j$ of
-# the channel. Their derivatives are $\partial \mu / \partial x_i = 1/m$ and
-# $\partial s / \partial x_i = (x_i - \mu) / (m s) = \hat x_i / m$, hence
+# the channel. Their derivatives are $\partial \mu / \partial x_i = 1/m$ and $\partial s / \partial x_i = (x_i - \mu) /
+# (m s) = \hat x_i / m$, hence
 #
 # $$ \frac{\partial \hat x_j}{\partial x_i} =
 # \frac1s \Big( \delta_{ij} - \frac1m - \frac{\hat x_i \hat x_j}{m} \Big) . $$
@@ -187,8 +187,8 @@ for c in (0.01, 0.41, 100):
 #
 # ## Keep the identity
 #
-# The residual block (He et al., 2016) takes another way. It leaves the convolutions $F$ as they are, and adds the input
-# to their output:
+# The residual block (He et al., 2016, "Deep residual learning") takes another way. It leaves the convolutions $F$ as
+# they are, and adds the input to their output:
 #
 # $$ h = x + F(x) , \qquad \frac{\partial h}{\partial x} = I + \frac{\partial F}{\partial x} . $$
 #
@@ -295,10 +295,12 @@ assert all(at[name][0] > 0.1 and at[name][1] > 1e-3 for name in ("vgg38-bn", "vg
 
 # %% [markdown]
 # **Figure 1.** *Left*, read from left to right: what distinguishes the images falls by sixteen orders of magnitude in
-# the plain net. BN holds it level, with RC or without; RC alone loses some in three steps. *Right*, read from right to
-# left: the gradient falls in the plain net, grows with BN alone, and stays level from stage to stage with both. (All
-# four fall first, over the last two layers, where it is spread over the pixels.) The steps of RC stand at the vertical
-# lines, where report A's reduction blocks have no shortcut: each leaves two bare layers and a pooling in the way.
+# the plain net. BN holds it level, with RC or without; RC alone loses some in three steps. (The teeth of the nets with
+# shortcuts are as long as a block: its first convolution sees the stream, to which every block has added, its second a
+# single branch.) *Right*, read from right to left: the gradient falls in the plain net, grows with BN alone, and stays
+# level from stage to stage with both. (All four fall first, over the last two layers, where it is spread over the
+# pixels.) The steps of RC stand at the vertical lines, where report A's reduction blocks have no shortcut: each leaves
+# two bare layers and a pooling in the way.
 #
 # Read off the factor by which a whole stage, twelve layers, multiplies the gradient on its way back:
 
@@ -337,13 +339,14 @@ assert abs(inner.median() / theory - 1) < 0.06
 print(f"theory {theory:.2f}, measured {inner.median():.2f} (median of {len(inner)} layers)")
 
 # %% [markdown]
-# Twelve layers at 1.21 make 9.8, and the pooling divides by 4, which leaves about 2.5, as in the table. With shortcuts
-# the stage multiplies by nearly as much before its reduction. But each of the five blocks adds a branch of variance
-# about 1 to the stream, and the BN of the reduction block divides the gradient by the size that the stream has come to:
-# with the pooling's 4 that takes the ten back. So BN + RC leaves a stage with a factor of about 1. (Stage 1 has half of
-# that in both nets: the entry's outputs are twice as large as other layers', so the BN behind the first convolution
-# after it divides the gradient by twice as much.) *Live*, the same stages without the step through the reduction's
-# first convolution, and that step:
+# Twelve layers at 1.21 make ten, and the pooling divides by 4, which leaves 2.5, about what the table has for stages 2
+# and 3. With shortcuts the stage multiplies by nearly as much before its reduction. But each of the five blocks adds a
+# branch of variance about 1 to the stream, and the BN of the reduction block divides the gradient by the size that the
+# stream has come to: with the pooling's 4 that takes the ten back. So BN + RC leaves a stage with a factor of about 1.
+# (Stage 1 has half of that in both nets: the entry's outputs are twice as large as other layers', so the entry's own BN
+# divides the gradient by twice as much.) *Live*, the same stages in two parts: from the output of the reduction's first
+# convolution back to the stage's input ("the stage"), and from the output of its second back to that of its first,
+# through the pooling and the BN that divides ("the step"):
 
 # %% tags=["nbval-ignore-output"]
 after = [f"stage{i}.reduce.conv1" for i in (1, 2, 3)]
@@ -453,8 +456,8 @@ assert losses["vgg38-bn-rc"][-1] < losses["vgg38-bn-rc"][0] - 0.06
 # %% [markdown]
 # **Figure 3.** The plain net lies on the dotted line, $\ln 100 = 4.605$ nats: it guesses. BN + RC, with 0.7 % more
 # parameters and the same recipe, is below the line within the first twenty steps and goes on falling: fast on the easy
-# procedural set, by about 0.1 nats on 5,000 images of CIFAR-100. What the four nets reach when they are trained in
-# earnest is chapter 04.
+# procedural set, more slowly on images of CIFAR-100. What the four nets reach when they are trained in earnest is
+# chapter 04.
 #
 # ## What was shown
 #

@@ -52,9 +52,10 @@ print(textwrap.dedent(loop))
 # %% [markdown]
 # Read it from the inside out. `engine.step` trains on one batch. An epoch is a `plan`, all its random `choices`, cut
 # into batches; `draw_from` seeds dropout, in the few nets that have it. After an epoch come one line of history, one
-# line of gradients (those of its last batch), and a checkpoint. The two `return None` are the deadline of
-# `--minutes`. The two `yield` let other runs have their turn, where several are trained together. What is *not*
-# there: a data loader, worker processes, and any reading back of a loss within an epoch.
+# line of gradients (those of its last batch), and a checkpoint. The two `return None` are the deadline of `--minutes`.
+# The two `yield` let other runs have their turn, where several are trained together; `engine.turn` queues work on this
+# run's own stream of the GPU, and `engine.ready` asks whether the epoch's is done. What is *not* there: a data loader,
+# worker processes, and any reading back of a loss within an epoch.
 #
 # ## Keep the images on the device
 #
@@ -272,19 +273,21 @@ if device.type == "cpu":
 
 # %% [markdown]
 # **Figure 2.** The share of each part, on the machine that ran this cell. On a CPU the two middle parts fill the bar.
-# The net itself costs nearly everything, and its backward pass about twice its forward pass, as counted. Batch and Adam
-# are slivers: a data loader with worker processes could win nothing here. These are shares of one short
-# measurement on one machine, which may have been busy; they are no benchmark.
+# The net itself costs nearly everything, and its backward pass not quite twice its forward pass, about what was
+# counted. Batch and Adam are a tenth of VGG08's step, and hardly to be seen in VGG38's: a data loader with worker
+# processes could win a twentieth at most. These are shares of one short measurement on one machine, which may have been
+# busy; they are no benchmark.
 #
 # ## Multiply less
 #
-# The definition of a convolution takes three products for each output of a line, twelve for four of them. Six will do.
-# Four outputs $y$ depend on six inputs $d$ and three weights $g$, and Winograd's algorithm (Lavin and Gray, 2016) says
+# Along a line of an image, a convolution with three weights takes by its definition three products an output, twelve
+# for four of them. Six will do. Four outputs $y$ depend on six inputs $d$ and three weights $g$, and Winograd's
+# algorithm (Lavin and Gray, 2016) says
 #
 # $$y = A^\top \left[ (G g) \odot (B^\top d) \right],$$
 #
 # where $A$, $B$ and $G$ hold constants. The idea: multiply two polynomials by their values at six points, here 0,
-# $\pm 1$, $\pm 2$ and infinity, instead of by their coefficients.
+# $\pm 1$, $\pm 2$ and infinity (where the value is the highest coefficient), instead of by their coefficients.
 
 # %%
 B = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0]]
@@ -296,11 +299,11 @@ assert np.allclose(A.T @ ((G @ g) * (B.T @ d)), np.correlate(d, g, "valid"))
 
 # %% [markdown]
 # For an image it is done along the lines and along the columns: a tile of 4x4 outputs takes $6^2 = 36$ products where
-# the definition has $4^2 \cdot 3^2 = 144$. What $A$, $B$ and $G$ cost is additions, shared by 32 channels. The engine
-# does so on a CPU that computes in float32, with some 200 lines of C, `vggres/winograd.c`, if there is a compiler for
-# them; gradients are computed in the same way. *Live*, the logits of a VGG38 and the gradient of its first layer, by
-# torch's convolutions and by these, against torch's in float64. (The net has the initial weights and the slope of
-# chapter 08, since the default one's logits do not depend on the image.)
+# the definition has $4^2 \cdot 3^2 = 144$. What $A$, $B$ and $G$ cost is additions and products with constants, shared
+# by 32 channels. The engine does so on a CPU that computes in float32, with some 200 lines of C, `vggres/winograd.c`,
+# if there is a compiler for them; gradients are computed in the same way. *Live*, the logits of a VGG38 and the
+# gradient of its first layer, by torch's convolutions and by these, against torch's in float64. (The net has the
+# initial weights and the slope of chapter 08, since the default one's logits do not depend on the image.)
 
 
 # %%
@@ -434,7 +437,8 @@ cut = train("cut")
 print(sorted(path.name for path in folder.iterdir() if path.suffix != ".lock"))
 
 # %% [markdown]
-# Two steps of the second epoch were lost in the cut and trained again. Does it show?
+# (It says so twice, once a call; the record counts one, since the call without time trained nothing.) Two steps of the
+# second epoch were lost in the cut and trained again. Does it show?
 
 
 # %%

@@ -10,7 +10,8 @@
 # **You will learn** why BN alone costs a *factor* a layer and a shortcut only a *power* of the depth; and how much of
 # the reports' gain by depth could be luck.
 # **You need** chapter 02, and a minute of two CPU cores. No GPU and no dataset are needed. The accuracies are the
-# reports': no net deeper than 38 layers has been trained here in full yet. What is measured is the nets at the start.
+# reports': no net deeper than 38 layers has been trained here in full yet. What is measured is the nets at the start,
+# *live*, on CIFAR-100 if it is on this machine, else on the procedural set; the numbers printed here are the latter's.
 
 # %%
 import matplotlib.pyplot as plt
@@ -51,9 +52,10 @@ assert len(layers(build("vgg106-resnet"))) == 132
 assert build("vgg150-bn-rc", seed=0).eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 100)
 
 # %% [markdown]
-# (A's count the 1x1 convolution of a shortcut, too, which stands beside the others.) The names count the layers, but
-# for one: five stages of twelve blocks make 132, not 106. VGG72 is deeper than VGG68 and cheaper, since it halves the
-# image five times: its late stages are blocks on 2x2 and 4x4 pixels.
+# (In report A's nets the 1x1 convolution of a shortcut is counted as a layer, too, though it stands beside the others.)
+# Each name gives the number of layers, but for one: five stages of twelve processing blocks and one that halves the
+# image make 5 · 13 · 2 + 2 = 132 layers, not 106, which four such stages would have. VGG72 is deeper than VGG68 and
+# cheaper, since it halves the image five times: its late stages are blocks on 2x2 and 4x4 pixels.
 #
 # ## Watch batch normalisation fail again
 #
@@ -205,7 +207,7 @@ assert pooled_150 < theirs["BN + RC"]["vgg150-bn-rc"] / 10 and pooled_150 < 6 * 
 # Here is what report B prints for its deeper nets, one run each. Is a gain of a point and a half a gain? The report has
 # one clue: it trained VGG38 ResNet without weight decay from three seeds (its source calls two of them "wd 1e-3"; see
 # chapter 07). If $s$ is their standard deviation, two single runs of one net differ by less than $t_2\, s \sqrt 2$ in
-# 19 cases of 20.
+# 19 cases of 20 ($t_2 = 4.3$ is Student's t at 97.5 % with two degrees of freedom).
 
 # %%
 told = tables.reported().query("report == 'B' and metric == 'val_acc'")
@@ -246,14 +248,16 @@ assert abs(deep.val_acc - shallow.val_acc) < 0.001 and deep.test_acc < shallow.t
 
 # %% [markdown]
 # Eight times the arithmetic (in fifty epochs fewer) for six tenths of a point less on the test set, which is nothing
-# beside luck. But A's deeper nets also fit their *training* images worse, by six to eight points. That is no
-# saturation; in the design whose gradient is least balanced depth is still an obstacle. Report A draws this conclusion:
-# depth alone stops paying, and width and resolution have to grow with it (Tan and Le, 2019). These nets have 32 filters
-# at every depth.
+# beside luck. But A's deeper nets also fit their *training* images worse, by six to eight points. So it is not that
+# they fit the images they train on and gain nothing by it. But the deepest fits better than the middle one, whose
+# gradient is eighty times better balanced, and VGG16 had fifty epochs more: these three single runs do not tell what
+# holds the deeper two back. Report A's conclusion is that depth alone stops paying, and width and resolution have to
+# grow with it (Tan and Le, 2019). These nets have 32 filters at every depth.
 #
 # ## Measured here
 #
-# What has been measured of these runs, beside what is reported. Accuracies in percent, losses in nats.
+# None of these runs is measured yet. This is what is reported; what is measured will stand beside it. Accuracies in
+# percent, losses in nats.
 
 # %%
 verdicts = tables.verdicts().query("metric != 'params'")
@@ -280,8 +284,9 @@ figures.show("A-figure-9")
 #
 # ## What was shown
 #
-# - BN alone multiplies the gradient by 1.12 to 1.19 a layer; at 128 layers that is some hundred million.
+# - BN alone multiplies the gradient by 1.12 to 1.19 a layer; at 128 layers that is two hundred million.
 # - With identity shortcuts the stream grows, each block counts for less, and the gradient grows with a power of the
 #   depth. A shortcut that is normalised on its way restarts the stream and gives part of that away.
-# - The reports train nets of up to 150 layers; of these none is measured here yet. What report B gains by depth is less
-#   than two runs of one net may differ by, and report A's deeper nets fit their images worse.
+# - The reports train nets of up to 150 layers; of those with more than 38 none is measured here yet. What report B
+#   gains by depth is less than two runs of one net may differ by, and report A's two deeper nets, trained for fewer
+#   epochs, fit their images worse than its shallow one.

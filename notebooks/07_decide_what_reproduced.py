@@ -95,7 +95,7 @@ assert (counts.verdict == "reproduced").all() and len(verdicts) == 124
 
 # %% [markdown]
 # All are right, to the last parameter where report B prints it. So the nets here have the reports' layers, and what
-# differs is probably in the training. One name is wrong: with 5 stages of 12 blocks "VGG106" has 132 layers.
+# differs is probably in the training. One name is wrong: with 5 stages of 12 + 1 blocks "VGG106" has 132 layers.
 #
 # ## The verdicts
 #
@@ -129,9 +129,10 @@ assert vgg08["A"].to_dict() == {
 # Three seeds are measured of VGG08, which two reports trained by what reads as one recipe. Report B's four numbers are
 # *reproduced*. Of report A's, three are: its validation accuracy lies two and a half points below ours, which is less
 # than the table above says three runs can see, and its training loss lies just inside. Its training accuracy is
-# *outside*. It is taken over the same images as ours, and more than three points is more than a seed explains. One
-# *outside* in eight is more than one in twenty, but no proof: it is a hint that report A did something else. It may
-# have stepped its cosine once a batch, the first question below.
+# *outside*. It is taken over nearly the same images as ours, and more than three points is more than a seed explains.
+# Of eight right numbers, were they independent, at least one would be *outside* a third of the time. So this is no
+# proof, but a hint that report A did something else. It may have stepped its cosine once a batch, the first question
+# below.
 #
 # How firm is that? Seed 0 was trained once more, on another processor, and its record lies apart, in `results/again/`.
 # Weights, images and their order are the same, but the last digits of a sum are not, and a hundred epochs later the two
@@ -197,7 +198,10 @@ assert abs(fit.train_acc["B", "vgg08"]) < 0.01 and fit.train_acc["B", "vgg38-bn"
 # ## Name the run that decides
 #
 # The reports contradict themselves and each other, and leave things unsaid. The four questions below have runs that
-# decide them; they are registered, and `vggres train --missing` trains them in order of importance.
+# decide them; they are registered, and `vggres train --missing` trains them in order of importance. (On the fourth
+# stands what chapters 05 and 06 take luck to be worth, three points. The validation losses of seeds 10 and 30, 1.705
+# and 1.731, are those of the run without decay, 1.725, and not of the one with it, 1.353. If the two had decay after
+# all, luck would be worth thirteen points.)
 
 # %%
 questions = {
@@ -220,7 +224,7 @@ pd.DataFrame(
 ).set_index(["question", "run that decides"])
 
 # %% [markdown]
-# ### What VGG08 says to the first and the third
+# ### What VGG08 answers to the first and the third question
 #
 # A learning rate that is lowered once an epoch falls from 1e-3 to 2e-5 over the whole training. Stepped once a batch by
 # the same code, it swings between the two with a period of 200 steps, to the end. VGG08 was trained so, and, a third
@@ -284,8 +288,8 @@ assert jumps["cosine once a batch"] > 3 * jumps["cosine once an epoch"] and spre
 # tells the recipes apart, and each report lies on a line of its own: B on the cosine that falls once an epoch, A on the
 # one that swings by the batch. By the rule above all four of report A's numbers are *reproduced* by the swinging
 # cosine, and not all by the recipe as it is written. So the two reports, which tell their recipe in the same words,
-# seem to have trained by the two versions of one framework; "cosine annealing" in report A's table would be no
-# annealing at all.
+# seem to have trained by two versions of their course's code, of which one steps the schedule once an epoch and the
+# other once a batch; "cosine annealing" in report A's table would be no annealing at all.
 #
 # The validation accuracy could not have told. The hundredth epoch ends where the swinging rate is lowest, and there our
 # three seeds agree (48.0 to 48.6 %); A's 46.84 % is more than a point below them, which the 2.8 points of other
@@ -293,13 +297,13 @@ assert jumps["cosine once a batch"] > 3 * jumps["cosine once an epoch"] and spre
 # the training images 11 points better than report B's did, so B's VGG08 was trained with them, or with something that
 # holds it back as much.
 #
-# Did A train its VGG38 so, too? Its nets that learn, but one, fit less well than ours, by 2 to 17 points, as they would
+# Did A train its VGG38 so, too? Its nets that learn, but one, fit less well than ours, by 3 to 17 points, as they would
 # if the rate never came to rest. But by its text two of them had another recipe. And the same is seen in report B,
 # whose VGG38 BN fits 4 points less well than ours, though its VGG08 lies on the cosine that falls once an epoch. So a
 # low fit is no proof of a swinging rate, and of B's recipe, too, only VGG08's is settled. `vgg38-bn-cosine-step` and
 # the like will decide. And how did B's "ResNet", with shortcuts in all blocks, come to fit 86 % of its training images?
-# With crops and flips, it may be: ours, with shortcuts in fewer, fits 80 % with them (`vgg38-bn-rc`). What decides is
-# `vgg38-resnet` with and without.
+# Perhaps with crops and flips, too: our `vgg38-bn-rc`, with shortcuts in fewer blocks, fits 80 % with them. What
+# decides is `vgg38-resnet` with and without.
 #
 # Some questions no run here will decide:
 #
