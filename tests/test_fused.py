@@ -1,27 +1,35 @@
-"""The blocks of a GPU, against torch's in float64: on the CPU in Triton's interpreter and float32, on CUDA in bf16."""
+"""The fused blocks against torch's in float64: by AMX and on CUDA in bf16, in Triton's interpreter in float32."""
 
 import copy
+import subprocess
 
 import pytest
 import torch
 from torch import nn
 
-from vggres import fused
+from vggres import fused, fused_cpu, fused_cuda, native
+from vggres.engine import Engine
 from vggres.models import Block, build
+from vggres.training import description
 
-pytest.importorskip("triton")
-INTERPRETED = pytest.mark.skipif(torch.cuda.is_available(), reason="where there is CUDA, Triton interprets nothing")
-DEVICES = [
-    pytest.param("cpu", marks=INTERPRETED),
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
-]
+AMX = pytest.mark.skipif(not fused_cpu.available(), reason="no AMX, or no C compiler")
+INTERPRETED = pytest.mark.skipif(
+    torch.cuda.is_available() or not fused_cuda.available(), reason="no Triton, or it interprets nothing beside CUDA"
+)
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+CASES = {  # device, blocks, largest relative error
+    "amx": (("cpu", fused.OnCPU, 0.1), AMX),
+    "interpreted": (("cpu", fused.OnCUDA, 1e-5), INTERPRETED),
+    "cuda": (("cuda", fused.OnCUDA, 0.2), CUDA),
+}
 
 
-@pytest.fixture(params=DEVICES)
-def device(request, monkeypatch):
-    if request.param == "cpu":  # where numpy, in which the interpreter computes, knows no bf16
+@pytest.fixture(params=[pytest.param(case, marks=mark, id=name) for name, (case, mark) in CASES.items()])
+def case(request, monkeypatch):
+    device, kind, error = request.param
+    if device == "cpu" and kind is fused.OnCUDA:  # numpy, in which the interpreter computes, knows no bf16
         monkeypatch.setattr(fused, "DTYPE", torch.float32)
-    return torch.device(request.param)
+    return torch.device(device), kind, error
 
 
 def passed(block: nn.Module, x, dy):
@@ -47,33 +55,95 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("kind", BLOCKS)
-def test_a_block_is_torch_s(device, kind):
-    options = dict(convs=2, reduce=False, norm=False, skip=False, project=False) | BLOCKS[kind]
+def pair(options, device, kind):
+    """A block whose vectors are drawn, too, and the same block fused."""
     torch.manual_seed(0)
-    block = Block(32, act=nn.LeakyReLU(0.1), **options).to(device)
+    block = Block(32, act=nn.LeakyReLU(0.1), **options).to(device, memory_format=torch.channels_last)
     for parameter in block.parameters():
         if parameter.ndim < 2:
             nn.init.uniform_(parameter, 0.5, 1.5)
-    x = torch.randn(3, 32, 8, 8, device=device).to(fused.DTYPE)  # the last program has half of its pixels
-    dy = torch.randn(3, 32, *((4, 4) if options["reduce"] else (8, 8)), device=device)
-    ours = copy.deepcopy(block).to(memory_format=torch.channels_last)
-    assert fused.use(nn.Sequential(ours)) and type(ours) is fused.FusedBlock
+    ours = copy.deepcopy(block)
+    assert fused.use(nn.Sequential(ours), kind) and type(ours) is kind
+    return block, ours
+
+
+PLAIN = dict(convs=2, reduce=False, norm=False, skip=False, project=False)
+
+
+def assert_like_torch_s(options, images, size, device, kind, most):
+    block, ours = pair(options, device, kind)
+    x = torch.randn(images, 32, size, size, device=device).to(fused.DTYPE)
+    dy = torch.randn(images, 32, *[size // 2 if options["reduce"] else size] * 2, device=device)
     mine, theirs = passed(ours, x, dy), passed(copy.deepcopy(block).double(), x.double(), dy)
     assert mine.keys() == theirs.keys()
     for name, value in theirs.items():
         if options["norm"] and "conv" in name and name.endswith("bias"):  # rounding errors: the norm takes it back
-            assert mine[name].abs().max() < (1e-4 if device.type == "cpu" else 1)
-        elif value.ndim or device.type == "cpu":  # one number can be far off by the sign of one activation
+            assert mine[name].abs().max() < (1e-4 if most < 1e-3 else 1)
+        elif value.ndim or most < 1e-3:  # in bf16 one number can be far off by the sign of one activation
             error = (mine[name].double() - value).norm() / value.double().norm()
-            assert error < (1e-5 if device.type == "cpu" else 0.2), name
+            assert error < most, name
 
 
-def test_what_is_no_training_of_square_bf16_images_is_left_to_the_block(device):
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_is_torch_s(case, name):
+    assert_like_torch_s(PLAIN | BLOCKS[name], 3, 8, *case)  # of 3 images the last program, or line, is not full
+
+
+@AMX
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("images, size", [(1, 32), (5, 16), (9, 4), (17, 2), (3, 1), (2, 12)])
+def test_by_amx_it_is_for_any_size_and_number_of_threads(images, size, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for options in (dict(reduce=size % 2 == 0), dict(norm=True, skip=True)):
+            assert_like_torch_s(PLAIN | options, images, size, torch.device("cpu"), fused.OnCPU, 0.1)
+    finally:
+        torch.set_num_threads(before)
+
+
+@AMX
+def test_by_amx_it_is_the_same_bit_for_bit_each_time():
+    _, ours = pair(PLAIN | dict(norm=True, skip=True), torch.device("cpu"), fused.OnCPU)
+    x, dy = torch.randn(40, 32, 16, 16).bfloat16(), torch.randn(40, 32, 16, 16)
+    first, again = passed(copy.deepcopy(ours), x, dy), passed(ours, x, dy)
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+@AMX
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_by_amx_a_layer_is_as_exact_as_float32_sums_of_bf16_numbers(shortcut):
+    torch.manual_seed(0)
+    x, s, dy = (torch.randn(9, 32, 16, 16).bfloat16().to(memory_format=torch.channels_last) for _ in range(3))
+    norm, given = nn.BatchNorm2d(32), s if shortcut else None
+    weight = fused_cpu.prepared(torch.randn(32, 32, 3, 3) / 17)
+    for vector in (norm.weight, norm.bias):
+        nn.init.uniform_(vector, 0.5, 1.5)
+    exact = copy.deepcopy(norm).double()
+    z, y, batch = fused_cpu.normalised(x, weight, None, given, 0.1, norm)
+    vectors = norm.weight.detach(), norm.bias.detach()
+    dz, ds, *of_vectors = fused_cpu.normalised_back(dy, z, y if shortcut else None, *vectors, batch, 0.1, shortcut)
+    _, of_weight, of_bias = fused_cpu.gradients(x, weight, dy, None, True)
+
+    zz, ss = z.double().requires_grad_(), s.double().requires_grad_()
+    yy = nn.functional.leaky_relu(exact(zz) + (ss if shortcut else 0), 0.1)
+    yy.backward(dy.double())
+    _, *of_both = torch.ops.aten.convolution_backward(
+        *(dy.double(), x.double(), weight.double(), [32], [1, 1], [1, 1], [1, 1], False, [0, 0], 1), [False, True, True]
+    )
+    rounded = [(y, yy), (dz, zz.grad), *([(ds, ss.grad)] if shortcut else [])]
+    summed = [*zip(of_vectors, (exact.weight.grad, exact.bias.grad), strict=True)]
+    summed += [*zip((of_weight, of_bias), of_both, strict=True)]
+    summed += [(norm.running_mean, exact.running_mean), (norm.running_var, exact.running_var)]
+    assert norm.num_batches_tracked == 1
+    for pairs, most in ((rounded, 3e-3), (summed, 1e-5)):
+        assert all((a - b).norm() < most * b.double().norm() for a, b in pairs)
+
+
+def test_what_is_no_training_of_square_bf16_images_is_left_to_the_block(case):
+    device, kind, _ = case
     x = torch.randn(2, 32, 8, 8, device=device).to(fused.DTYPE)
-    block = Block(32, 2, False, True, True, False, nn.LeakyReLU(0.01)).to(device)
-    ours = copy.deepcopy(block)
-    assert fused.use(nn.Sequential(ours))
+    block, ours = pair(PLAIN | dict(norm=True, skip=True), device, kind)
     with torch.autocast(device.type, torch.bfloat16, enabled=x.dtype == torch.bfloat16):
         assert torch.equal(ours.eval()(x), block.eval()(x))
         assert torch.equal(ours.train()(x[..., :4]), block.train()(x[..., :4]))
@@ -83,17 +153,38 @@ def test_what_is_no_training_of_square_bf16_images_is_left_to_the_block(device):
 @pytest.mark.parametrize(
     "name, ours", [("vgg38", True), ("vgg50-bn-rc", True), ("vgg38-resnet-sigmoid", False), ("resnet18", False)]
 )
-def test_it_takes_the_place_of_those_blocks_only_that_it_can_do(name, ours):
+@pytest.mark.parametrize("kind", [fused.OnCPU, fused.OnCUDA])
+def test_it_takes_the_place_of_those_blocks_only_that_it_can_do(name, ours, kind, monkeypatch):
+    monkeypatch.setattr(kind.kernels, "available", lambda: "by something")
     net = build(name)
-    assert fused.use(net) == ours == any(isinstance(m, fused.FusedBlock) for m in net.modules())
+    assert fused.use(net, kind) == ("by something" if ours else None)
+    assert ours == any(type(m) is kind for m in net.modules())
 
 
-def test_without_triton_the_blocks_stay(monkeypatch):
-    monkeypatch.setattr(fused, "kernels", None)
-    assert not fused.use(build("vgg08"))
+@AMX
+def test_the_engine_uses_it_on_a_cpu_in_bf16():
+    engine = Engine(build("vgg08", 0), 1e-3, 0.0, torch.device("cpu"), "bf16")
+    assert any(type(m) is fused.OnCPU for m in engine.net.modules())
+    assert description(engine)["convolution"] == engine.convolution == "amx"
+
+
+def test_without_triton_or_without_amx_the_blocks_stay(monkeypatch):
+    monkeypatch.setattr(fused_cuda, "kernels", None)
+    monkeypatch.setattr(fused_cpu, "library", lambda name: None)
+    assert fused.use(build("vgg08"), fused.OnCUDA) is fused.use(build("vgg08"), fused.OnCPU) is None
 
 
 @INTERPRETED
 def test_where_triton_cannot_launch_on_the_gpu_the_blocks_stay(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # and Triton finds no driver
-    assert not fused.use(build("vgg08"))
+    assert not fused.use(build("vgg08"), fused.OnCUDA)
+
+
+def test_without_a_compiler_there_is_no_library(monkeypatch):
+    def absent(*args, **options):
+        raise FileNotFoundError("cc")
+
+    monkeypatch.setattr(subprocess, "run", absent)
+    native.library.cache_clear()
+    assert native.library("winograd") is native.library("fused_cpu") is None
+    native.library.cache_clear()

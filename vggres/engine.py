@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import sys
 import weakref
+from functools import partial
 
 import numpy as np
 import torch
@@ -87,10 +88,14 @@ class Engine:
         for module in net.modules():
             if isinstance(module, nn.LeakyReLU):
                 module.inplace = True  # a third less to keep for the backward pass
-        ours = {("cpu", "fp32"): winograd, ("cuda", "bf16"): fused}.get((device.type, self.precision))
-        if ours is fused and torch.are_deterministic_algorithms_enabled():
+        ours = {
+            ("cpu", "fp32"): winograd.use,
+            ("cpu", "bf16"): partial(fused.use, kind=fused.OnCPU),
+            ("cuda", "bf16"): partial(fused.use, kind=fused.OnCUDA),
+        }.get((device.type, self.precision))
+        if on_gpu and torch.are_deterministic_algorithms_enabled():
             ours = None  # its sums are added up in any order
-        self.convolution = ours.NAME if ours and ours.use(self.net) else "torch"
+        self.convolution = (ours and ours(self.net)) or "torch"
         # Fused, all read the rate from a tensor on the device; SGD does so only fused, and needs no `capturable`.
         make, options = {
             "adam": (torch.optim.Adam, {"capturable": on_gpu}),

@@ -1,5 +1,5 @@
-"""The kernels of `fused`, in Triton. Images lie in channels_last memory, pixel by pixel: a pixel is 32 numbers, and
-`pixels` is how many there are in a batch."""
+"""The kernels of `fused_cuda`, in Triton. Images lie in channels_last memory, pixel by pixel: a pixel is 32 numbers,
+and `pixels` is how many there are in a batch."""
 
 import triton
 import triton.language as tl

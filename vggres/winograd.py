@@ -1,31 +1,13 @@
 """Convolutions of 32 channels to 32 on a CPU in float32, by Winograd's algorithm (Lavin and Gray, 2016): twice as fast
 as torch's or faster. The arithmetic is in `winograd.c`, which is compiled where there is a C compiler."""
 
-import ctypes
-import functools
-import subprocess
-import tempfile
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vggres.native import library, pointers
+
 NAME, CHANNELS, TILE = "winograd", 32, 4
-
-
-@functools.cache
-def compiled() -> ctypes.CDLL | None:
-    """The kernels, compiled for this processor in half a second; None where `cc` cannot do it."""
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "winograd.so"
-        flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
-        source = Path(__file__).with_suffix(".c")
-        try:
-            subprocess.run(["cc", *flags, "-o", library, source], check=True, capture_output=True)
-            return ctypes.CDLL(str(library))
-        except (OSError, subprocess.CalledProcessError):
-            return None
 
 
 class Conv2d(nn.Conv2d):
@@ -39,14 +21,15 @@ class Conv2d(nn.Conv2d):
         return super().forward(x)
 
 
-def use(net: nn.Module) -> bool:
-    """Make a `Conv2d` of this module of every convolution of a net that can be one. Returns: whether there are any."""
+def use(net: nn.Module) -> str | None:
+    """Make a `Conv2d` of this module of every convolution of a net that can be one. Returns: "winograd" if there are
+    any, and a C compiler."""
     same = [m for m in net.modules() if isinstance(m, nn.Conv2d) and _fits(m)]
-    if not (same and compiled()):
-        return False
+    if not (same and library(NAME)):
+        return None
     for module in same:
         module.__class__ = Conv2d
-    return True
+    return NAME
 
 
 def _fits(m: nn.Conv2d) -> bool:
@@ -90,5 +73,4 @@ def _parameter_gradients(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
 
 def _call(kernel: str, x: Tensor, *others: Tensor | None) -> None:
     n, _, h, w = x.shape
-    pointers = (ctypes.c_void_p(t.data_ptr() if t is not None else None) for t in (x, *others))
-    getattr(compiled(), kernel)(*pointers, n, h, w, torch.get_num_threads())
+    getattr(library(NAME), kernel)(*pointers(x, *others), n, h, w, torch.get_num_threads())

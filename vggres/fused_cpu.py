@@ -1,0 +1,84 @@
+"""The layers of `fused` on a CPU with AMX: torch's convolutions forward and for the input's gradient; ours for the
+weight's, and for batch normalisation, shortcut and activation in one. The arithmetic is in `fused_cpu.c`."""
+
+from ctypes import c_float, c_long
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vggres.native import library, pointers
+
+NAME, CHANNELS = "fused_cpu", 32
+WIDTHS = (2, 4, 8, 16, 32)  # of images whose weight's gradient is ours
+
+
+def available() -> str | None:
+    """ "amx", where the processor has it and there is a C compiler."""
+    return "amx" if library(NAME) and library(NAME).tiles() else None
+
+
+def prepared(weight: Tensor) -> Tensor:
+    """As the other functions here take it."""
+    return weight.to(torch.bfloat16, memory_format=torch.channels_last)
+
+
+def pool(x: Tensor) -> Tensor:
+    """The mean of 2x2 pixels."""
+    return F.avg_pool2d(x, 2)
+
+
+def layer(x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, slope: float) -> Tensor:
+    """Convolution, shortcut, activation. Shapes: (N, 32, H, H), (out, in, 3, 3), (32,), as x -> as x"""
+    z = _convolve(x, weight, bias)
+    if shortcut is not None:
+        z += shortcut
+    return z if slope == 1 else F.leaky_relu_(z, slope)
+
+
+def normalised(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, slope: float, norm: nn.BatchNorm2d
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Convolution, batch normalisation, shortcut, activation. Returns: the convolution's results, those of all,
+    and what `normalised_back` wants of the batch."""
+    z, moments = _convolve(x, weight, bias), torch.empty(2 * CHANNELS)
+    y, pixels = torch.empty_like(z), z.numel() // CHANNELS
+    library(NAME).normalise(
+        *pointers(z, norm.weight, norm.bias, shortcut, y, moments, norm.running_mean, norm.running_var),
+        *(c_float(norm.eps), c_float(norm.momentum), c_float(slope), c_long(pixels), torch.get_num_threads()),
+    )
+    norm.num_batches_tracked += 1
+    return z, y, [moments]
+
+
+def normalised_back(
+    dy: Tensor, z: Tensor, y: Tensor | None, gamma: Tensor, beta: Tensor, batch: list[Tensor], slope: float, of_shortcut
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """The gradients of the convolution's results, the shortcut, gamma and beta. `y` is None where there was no
+    shortcut: its sign is known without."""
+    dz, dshortcut = torch.empty_like(z), torch.empty_like(z) if of_shortcut else None
+    dgamma, dbeta, pixels = torch.empty_like(gamma), torch.empty_like(beta), z.numel() // CHANNELS
+    library(NAME).normalise_back(
+        *pointers(dy, z, y, gamma, beta, *batch, dz, dshortcut, dgamma, dbeta),
+        *(c_float(slope), c_long(pixels), torch.get_num_threads()),
+    )
+    return dz, dshortcut, dgamma, dbeta
+
+
+def gradients(x: Tensor, weight: Tensor, dz: Tensor, dx: Tensor | None, biased: bool):
+    """Of input, to which `dx` is added, weight and bias."""
+    (n, _, h, w), threads = x.shape, torch.get_num_threads()
+    ours = w in WIDTHS
+    of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        *(dz, x, weight, [CHANNELS], [1, 1], [1, 1], [1, 1], False, [0, 0], 1), [True, not ours, biased and not ours]
+    )
+    if dx is not None:
+        of_x += dx
+    if ours:
+        of_weight, of_bias = torch.empty(CHANNELS, 3, 3, CHANNELS).permute(0, 3, 1, 2), torch.empty(CHANNELS)
+        library(NAME).parameter_gradients(*pointers(x, dz, of_weight, of_bias), n, h, w, threads)
+    return of_x, of_weight.float(), of_bias.float() if biased else None
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x, weight, bias if bias is None else bias.to(x.dtype), padding=1)
