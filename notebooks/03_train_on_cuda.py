@@ -501,7 +501,7 @@ print("reported in", ", ".join(run.exhibits))
 # | an epoch's plan | drawn by NumPy | the same, sent once an epoch, 1.2 MB |
 # | crop, flip, normalise | one gather | the same gather, on the GPU |
 # | arithmetic of the net | bf16 if the CPU has it, else fp32 by Winograd | bf16 if the GPU has it, else fp32 |
-# | a layer | convolution, norm, shortcut, activation, one by one | two kernels forward, five back |
+# | a layer | one operation after the other; with AMX two after a convolution | two kernels forward, five back |
 # | a step | one operation after the other | one CUDA graph, captured once |
 # | loss and hits | summed up, read after the epoch | the same: the CPU never waits for a step |
 # | bit-identical resume | yes, tested | in fp32 with deterministic algorithms, tested |
@@ -569,9 +569,9 @@ for seed in (0, 1):
 # - Augmentation is one gather, and all its randomness depends on (seed, epoch) alone.
 # - bfloat16 holds the gradients that this project studies; float16 would turn most of VGG38's into zeros.
 # - A step of VGG38 costs 0.84 GFLOP an image. On a CPU it is spent in the net, not in the data.
-# - On a CPU this loop is two to four times as fast as the reports': in bfloat16 by cheaper products, in float32 by
-#   fewer of them. On a GPU it is 12 times as fast: by one launch a step, by fewer passes over memory, and by images
-#   that are there already; and 23 times with seven runs side by side.
+# - On a CPU this loop is two to four times as fast as the reports': in bfloat16 by cheaper products (and, where there
+#   is AMX, fewer passes over memory), in float32 by fewer products. On a GPU it is 12 times as fast: by one launch a
+#   step, by fewer passes over memory, and by images that are there already; and 23 times with seven runs side by side.
 # - Runs that are trained together give the same results and gradients as if they had been trained alone.
 # - A run that is cut off anywhere ends, once it is resumed, with the same history, gradients and result.
 #
