@@ -220,7 +220,7 @@ assert 0.02 < luck < 0.04
 # %%
 deeper = [f"{model}-wd1e-3" for model in report_b]
 base = told[told.run == deeper[0]].value.iloc[0]
-fig = figures.settings(deeper, report="B", band=(base - luck, base + luck))
+fig = figures.settings(deeper, band=(base - luck, base + luck))
 _ = fig.axes[0].set(xlim=(50, 75))
 figures.picture(fig)
 

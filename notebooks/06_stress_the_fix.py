@@ -50,7 +50,7 @@ assert 0.02 < luck.min() < luck.max() < 0.03
 def settings(names):
     """The report's settings, and a band around the first of them: as far as luck reaches."""
     band = accuracy[names[0]] - luck[names[0]], accuracy[names[0]] + luck[names[0]]
-    return figures.picture(figures.settings(names, report="B", band=band))
+    return figures.picture(figures.settings(names, band=band))
 
 
 plain = ["vgg38-resnet", "vgg38-resnet-sigmoid", *(f"vgg38-resnet-wd1e-{k}" for k in (4, 3, 2))]

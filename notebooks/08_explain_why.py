@@ -292,9 +292,10 @@ assert skipinit < 4.4 and bn_rc < 4.4
 # differs from 1 by less than a ten-thousandth, and learn. Few layers stand between their input and their head, the
 # gradient reaches all of them, and a few steps bring the images apart. What must be asked is whether they *come* apart:
 
-# %%
-start_and_end = {name: learn(name, steps=40)[1].iloc[[0, -1]].tolist() for name in ("vgg08", "vgg38-rc")}
-assert all(start < 1e-4 and end > 1e-2 for start, end in start_and_end.values())
+# %% tags=["nbval-ignore-output"]
+apart = pd.DataFrame({name: learn(name, steps=40)[1].iloc[[0, -1]].tolist() for name in ("vgg08", "vgg38-rc")})
+assert (apart.loc[0] < 1e-4).all() and (apart.loc[1] > 1e-2).all()
+apart.set_axis(["1 - cosine, before", "after 40 steps"]).map("{:.0e}".format)
 
 # %% [markdown]
 # ## Ask how large a step it bears

@@ -24,6 +24,7 @@ from vggres import RUNS, Run, build, data, figures, records, tables
 from vggres.engine import Engine, pick_device
 from vggres.gradients import propagation
 from vggres.models import count_parameters, layers, multiply_adds
+from vggres.runs import versions
 
 # %% [markdown]
 # ## Build the nets
@@ -146,7 +147,7 @@ panels = {"CIFAR-10": {}, "CIFAR-100": {}}
 for run in day7:
     panels[run.dataset.upper().replace("CIFAR", "CIFAR-")][tables.label(run)] = run.name
 three = {
-    (dataset, text): f"{name.removesuffix('90ep')}3ep"
+    (dataset, text): versions(name)[-1]
     for dataset, runs in panels.items()
     for text, name in zip(PAIR, runs.values(), strict=True)
 }

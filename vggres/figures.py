@@ -141,7 +141,7 @@ def curves(
     fig = Figure(figsize=(10, 3.6))
     loss, acc = fig.subplots(1, 2)
     told = reported(results)
-    told = told[(told.report == report) & told.run.isin(names) & told.metric.isin(["val_loss", "val_acc"])]
+    told = told[(told.report == "B") & told.run.isin(names) & told.metric.isin(["val_loss", "val_acc"])]
     for name, colour in zip(names, colours(names), strict=True):
         for axes, metric, scale in ((loss, "loss", 1), (acc, "acc", 100)):
             axes.plot([], [], color=colour, label=title(name).replace(" (", "\n").rstrip(")"))
@@ -206,16 +206,15 @@ def flow(name: str, results: Path | str | None = None) -> Figure:
 def settings(
     names: list[str],
     results: Path | str | None = None,
-    report: str = "B",
     band: tuple[float, float] | None = None,
 ) -> Figure:
-    """Validation accuracy, a line a run: what the report prints (stars), and each seed measured here (dots).
+    """Validation accuracy, a line a run: what report B prints (stars), and each seed measured here (dots).
 
     Args:
         band: lowest and highest accuracy, fractions, that luck alone explains, to be shaded.
     """
     runs, told = records.load_runs(results), reported(results)
-    told = told[(told.report == report) & (told.metric == "val_acc")]
+    told = told[(told.report == "B") & (told.metric == "val_acc")]
     fig = Figure(figsize=(8, 0.8 + 0.27 * len(names)))
     axes = fig.subplots()
     if band:
@@ -225,7 +224,7 @@ def settings(
         stars, dots = told[told.run == name].value, runs[runs.run == name].val_acc
         axes.plot(100 * stars, [i] * len(stars), marker="*", ms=10, color="white", **marks)
         axes.plot(100 * dots, [i] * len(dots), marker="o", ms=5, color=PALETTE[0], **marks)
-    axes.plot([], [], marker="*", ms=10, color="white", label=f"reported ({report})", **marks)
+    axes.plot([], [], marker="*", ms=10, color="white", label="reported (B)", **marks)
     axes.set(xlabel="validation accuracy (%)", xlim=(0, None), ylim=(len(names) - 0.5, -0.5))
     axes.set_yticks(range(len(names)), [title(name) for name in names])
     if have := records.recorded(names, results):
