@@ -15,12 +15,12 @@ DTYPE = torch.bfloat16
 
 
 class FusedBlock(Block):
-    """A `Block` of 32 channels. What is no training of bf16 images is left to it."""
+    """A `Block` of 32 channels. What is no training of square bf16 images, two or more, is left to it."""
 
     kernels: ModuleType
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or x.dtype != DTYPE or x.shape[2] != x.shape[3]:
+        if not self.training or x.dtype != DTYPE or x.shape[2] != x.shape[3] or len(x) < 2:
             return super().forward(x)
         h = x
         for i in range(1, self.convs + 1):
