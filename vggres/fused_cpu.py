@@ -1,5 +1,5 @@
-"""The layers of `fused` on a CPU with AMX: torch's convolutions forward and for the input's gradient; ours for the
-weight's, and for batch normalisation, shortcut and activation in one. The arithmetic is in `fused_cpu.c`."""
+"""The layers of `fused` on a CPU with AMX: convolutions by torch, forward and for the input's gradient; ours are the
+weight's, and batch normalisation, shortcut and activation in one. The arithmetic is in `fused_cpu.c`."""
 
 from ctypes import c_float, c_long
 
@@ -30,10 +30,9 @@ def pool(x: Tensor) -> Tensor:
 
 def layer(x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, slope: float) -> Tensor:
     """Convolution, shortcut, activation. Shapes: (N, 32, H, H), (out, in, 3, 3), (32,), as x -> as x"""
-    z = _convolve(x, weight, bias)
-    if shortcut is not None:
-        z += shortcut
-    return z if slope == 1 else F.leaky_relu_(z, slope)
+    if shortcut is None:
+        return _convolve(x, weight, bias, slope)
+    return F.leaky_relu_(_convolve(x, weight, bias).add_(shortcut), slope)
 
 
 def normalised(
@@ -80,5 +79,8 @@ def gradients(x: Tensor, weight: Tensor, dz: Tensor, dx: Tensor | None, biased: 
     return of_x, of_weight.float(), of_bias.float() if biased else None
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.conv2d(x, weight, bias if bias is None else bias.to(x.dtype), padding=1)
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, slope: float = 1.0) -> Tensor:
+    """With the activation, if any, applied as it writes, which `torch.compile` would make of it, too."""
+    bias = bias if bias is None else bias.to(x.dtype)
+    activation = ("none", []) if slope == 1 else ("leaky_relu", [slope])
+    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, [1, 1], [1, 1], [1, 1], 1, *activation, "")
