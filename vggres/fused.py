@@ -1,5 +1,5 @@
-"""A `Block` that trains in bf16 with few passes over memory: what follows a convolution of 32 channels, normalisation,
-shortcut and activation, is done in one. The arithmetic is in `fused_cpu` and `fused_cuda`."""
+"""A `Block` that trains in bf16 with few passes over memory for what follows a convolution of 32 channels:
+normalisation, shortcut, activation. The arithmetic is in `fused_cpu` and `fused_cuda`."""
 
 from types import ModuleType
 
@@ -15,12 +15,14 @@ DTYPE = torch.bfloat16
 
 
 class FusedBlock(Block):
-    """A `Block` of 32 channels. What is no training of square bf16 images, two or more, is left to it."""
+    """A `Block` of 32 channels. What is no training of square bf16 images, two or more, of an even size where they are
+    to be halved, is left to it."""
 
     kernels: ModuleType
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or x.dtype != DTYPE or x.shape[2] != x.shape[3] or len(x) < 2:
+        square = x.ndim == 4 and x.shape[2] == x.shape[3] and not (self.reduce and x.shape[2] % 2)
+        if not (self.training and x.dtype == DTYPE and square and len(x) > 1):
             return super().forward(x)
         h = x
         for i in range(1, self.convs + 1):
@@ -40,7 +42,7 @@ class FusedBlock(Block):
         slope, given = self.act.negative_slope, (self.kernels, x, conv.weight, conv.bias)
         if isinstance(norm, nn.Identity):
             return _Layer.apply(*given, shortcut, slope)
-        if isinstance(norm, nn.BatchNorm2d):
+        if _by_the_batch(norm):
             return _NormalisedLayer.apply(*given, shortcut, slope, norm.weight, norm.bias, norm)
         z, x = _Layer.apply(*given, None, 1.0)
         z = norm(z)
@@ -67,7 +69,14 @@ def use(net: nn.Module, kind: type[FusedBlock]) -> str | None:
 
 
 def _fits(block: Block) -> bool:
-    return block.conv1.weight.shape == (CHANNELS, CHANNELS, 3, 3) and isinstance(block.act, nn.LeakyReLU)
+    shape = (CHANNELS, CHANNELS, 3, 3)
+    return block.convs > 1 and block.conv1.weight.shape == shape and isinstance(block.act, nn.LeakyReLU)
+
+
+def _by_the_batch(norm: nn.Module) -> bool:
+    """Whether it is a batch normalisation as `normalised` does it: of this batch, with all its numbers in float32."""
+    whole = isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats and norm.momentum is not None
+    return whole and norm.training and norm.weight.dtype == torch.float32
 
 
 class _Layer(torch.autograd.Function):

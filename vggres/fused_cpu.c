@@ -1,7 +1,7 @@
 /* What torch is slow at in a layer of 32 channels in bf16, for processors with AMX: batch normalisation with the shortcut
    and the activation behind it, and the gradient of a 3x3 convolution's weight.
 
-   Images are channels last, (n, h, w, 32): a pixel is 64 bytes, one register. */
+   Images are channels last, (n, height, width, 32): a pixel is 64 bytes, one register. */
 
 #include <immintrin.h>
 #include <stdint.h>
@@ -170,7 +170,7 @@ typedef struct {
 
 /* Lines of 32 pixels, each a row of 32 / w images side by side; of images that are not there, zeros. The halves are not
    the first and the last 16 channels, but what comes of interleaving fastest: 0-3, 8-11, ... and 4-7, 12-15, ... */
-static void lay_out(Work *work, const bf16 *x, const bf16 *dz, int images, int h, int w) {
+static void lay_out(Work *work, const bf16 *x, const bf16 *dz, int images, int w) {
     const __m512i ones = _mm512_set1_epi16(0x3f80);
     uint16_t left[LINE], right[LINE];
     uint32_t has_left = 0, has_right = 0;
@@ -179,11 +179,11 @@ static void lay_out(Work *work, const bf16 *x, const bf16 *dz, int images, int h
         has_left |= (uint32_t)(p % w > 0) << p, has_right |= (uint32_t)(p % w < w - 1) << p;
     }
     const __m512i to_left = _mm512_loadu_si512(left), to_right = _mm512_loadu_si512(right);
-    for (int row = 0; row < h; row++) {
+    for (int row = 0; row < w; row++) {
         __m512i pairs[2][16];
         for (int i = 0; i < 16; i++) {
             int image = 2 * i / w;
-            size_t at = (((size_t)image * h + row) * w + 2 * i % w) * C;
+            size_t at = (((size_t)image * w + row) * w + 2 * i % w) * C;
             Pixel a = {0}, b = {0}, c = {0}, d = {0};
             if (image < images) {
                 a = _mm512_loadu_si512(x + at), b = _mm512_loadu_si512(x + at + C);
@@ -210,11 +210,12 @@ static void lay_out(Work *work, const bf16 *x, const bf16 *dz, int images, int h
 }
 
 /* A few lines at a time stay in the first-level cache; meanwhile the next images are fetched. */
-static void multiply(Work *work, int h, const char *next_x, const char *next_dz) {
-    for (int start = 0; start < h; start += STRIP)
+static void multiply(Work *work, int w, const char *next_x, const char *next_dz) {
+    for (int start = 0; start < w; start += STRIP)
         for (int tap = 0; tap < 9; tap++) {
-            int shift = tap / 3, down = tap % 3 - 1, end = start + STRIP < h ? start + STRIP : h;
+            int shift = tap / 3, down = tap % 3 - 1, end = start + STRIP < w ? start + STRIP : w;
             float(*sums)[2][16][16] = work->weight[(down + 1) * 3 + shift];
+            __asm__ volatile("" ::: "memory"); /* a compiler may not know that tiles are loaded from memory */
             _tile_loadd(0, sums[0][0], 64);
             _tile_loadd(1, sums[0][1], 64);
             _tile_loadd(2, sums[1][0], 64);
@@ -222,7 +223,7 @@ static void multiply(Work *work, int h, const char *next_x, const char *next_dz)
             for (int row = start; row < end; row++) {
                 for (int i = 0; i < 4; i++, next_x += 64, next_dz += 64)
                     _mm_prefetch(next_x, _MM_HINT_T1), _mm_prefetch(next_dz, _MM_HINT_T1);
-                if (row + down < 0 || row + down >= h) continue;
+                if (row + down < 0 || row + down >= w) continue;
                 _tile_loadd(4, work->x[shift][row + down][0], 64);
                 _tile_loadd(6, work->dz[row][0], 64);
                 _tile_loadd(7, work->dz[row][1], 64);
@@ -239,21 +240,22 @@ static void multiply(Work *work, int h, const char *next_x, const char *next_dz)
         }
 }
 
-/* The gradients of the weight, (out, 3, 3, in), and of the bias. w is a power of two from 2 to 32, h at most 32. */
-void parameter_gradients(const bf16 *x, const bf16 *dz, float *weight, float *bias, int n, int h, int w, int threads) {
+/* The gradients of the weight, (out, 3, 3, in), and of the bias. Images are w by w, a power of two from
+   2 to 32. */
+void parameter_gradients(const bf16 *x, const bf16 *dz, float *weight, float *bias, int n, int w, int threads) {
     const int beside = LINE / w, groups = (n + beside - 1) / beside;
-    const size_t size = (size_t)beside * h * w * C;
+    const size_t size = (size_t)beside * w * w * C;
     Work *works = aligned_alloc(64, threads * sizeof(Work));
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (int part = 0; part < threads; part++) {
         Work *work = works + part;
-        Tiles before; /* torch's kernels set theirs only when they need others than last time */
+        Tiles before; /* torch's matrix products may set theirs only when they need others than last time */
         _tile_storeconfig(&before);
         _tile_loadconfig(&EIGHT);
         memset(work->weight, 0, sizeof work->weight), memset(work->bias, 0, sizeof work->bias);
         for (int g = (long)groups * part / threads; g < (long)groups * (part + 1) / threads; g++) {
-            lay_out(work, x + g * size, dz + g * size, n - g * beside < beside ? n - g * beside : beside, h, w);
-            multiply(work, h, (const char *)(x + (g + 1) * size), (const char *)(dz + (g + 1) * size));
+            lay_out(work, x + g * size, dz + g * size, n - g * beside < beside ? n - g * beside : beside, w);
+            multiply(work, w, (const char *)(x + (g + 1) * size), (const char *)(dz + (g + 1) * size));
         }
         _tile_loadconfig(&before);
     }

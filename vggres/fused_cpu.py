@@ -1,5 +1,5 @@
-"""The layers of `fused` on a CPU with AMX: convolutions by torch, forward and for the input's gradient; ours are the
-weight's, and batch normalisation, shortcut and activation in one. The arithmetic is in `fused_cpu.c`."""
+"""The layers of `fused` on a CPU with AMX. Torch convolves, forward and for the input's gradient; the gradient of the
+weight, and batch normalisation with shortcut and activation in one, are ours, in `fused_cpu.c`."""
 
 from ctypes import c_float, c_long
 
@@ -66,8 +66,8 @@ def normalised_back(
 
 def gradients(x: Tensor, weight: Tensor, dz: Tensor, dx: Tensor | None, biased: bool):
     """Of input, to which `dx` is added, weight and bias."""
-    (n, _, h, w), threads = x.shape, torch.get_num_threads()
-    ours = w in WIDTHS
+    n, _, height, width = x.shape
+    ours = height == width in WIDTHS
     of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
         *(dz, x, weight, [CHANNELS], [1, 1], [1, 1], [1, 1], False, [0, 0], 1), [True, not ours, biased and not ours]
     )
@@ -75,7 +75,7 @@ def gradients(x: Tensor, weight: Tensor, dz: Tensor, dx: Tensor | None, biased: 
         of_x += dx
     if ours:
         of_weight, of_bias = torch.empty(CHANNELS, 3, 3, CHANNELS).permute(0, 3, 1, 2), torch.empty(CHANNELS)
-        library(NAME).parameter_gradients(*pointers(x, dz, of_weight, of_bias), n, h, w, threads)
+        library(NAME).parameter_gradients(*pointers(x, dz, of_weight, of_bias), n, width, torch.get_num_threads())
     return of_x, of_weight.float(), of_bias.float() if biased else None
 
 

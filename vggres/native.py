@@ -14,7 +14,7 @@ def library(name: str) -> ctypes.CDLL | None:
     """`name`.c, compiled within a second; None where `cc` cannot do it, or not for this processor."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / f"{name}.so"
-        flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
+        flags = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC"]
         try:
             subprocess.run(
                 ["cc", *flags, "-o", target, Path(__file__).with_name(f"{name}.c")], check=True, capture_output=True
