@@ -141,7 +141,7 @@ def curves(
     fig = Figure(figsize=(10, 3.6))
     loss, acc = fig.subplots(1, 2)
     told = reported(results)
-    told = told[(told.report == "B") & told.run.isin(names) & told.metric.isin(["val_loss", "val_acc"])]
+    told = told[(told.report == report) & told.run.isin(names) & told.metric.isin(["val_loss", "val_acc"])]
     for name, colour in zip(names, colours(names), strict=True):
         for axes, metric, scale in ((loss, "loss", 1), (acc, "acc", 100)):
             axes.plot([], [], color=colour, label=title(name).replace(" (", "\n").rstrip(")"))
