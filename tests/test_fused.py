@@ -132,7 +132,9 @@ def test_by_amx_a_layer_is_as_exact_as_float32_sums_of_bf16_numbers(shortcut, im
     exact = copy.deepcopy(norm).double()
     z, y, batch = fused_cpu.normalised(x, weight, None, given, 0.1, norm)
     vectors = norm.weight.detach(), norm.bias.detach()
-    dz, ds, *of_vectors = fused_cpu.normalised_back(dy, z, y if shortcut else None, *vectors, batch, 0.1, shortcut)
+    dz, ds, *of_vectors = made = [torch.empty_like(t) for t in (z, z, *vectors)]
+    made[1] = ds if shortcut else None
+    fused_cpu.normalised_back(dy, z, y if shortcut else None, *vectors, batch, 0.1, made)
     _, of_weight, of_bias = fused_cpu.gradients(x, weight, dy, None, True)
 
     zz, ss = z.double().requires_grad_(), s.double().requires_grad_()
@@ -203,7 +205,7 @@ def test_the_engine_uses_it_on_a_cpu_in_bf16():
 
 def test_without_triton_or_without_amx_the_blocks_stay(monkeypatch):
     monkeypatch.setattr(fused_cuda, "kernels", None)
-    monkeypatch.setattr(fused_cpu, "library", lambda name: None)
+    monkeypatch.setattr(fused_cpu, "compiled", lambda name: None)
     assert fused.use(build("vgg08"), fused.OnCUDA) is fused.use(build("vgg08"), fused.OnCPU) is None
 
 
@@ -213,9 +215,9 @@ def test_where_triton_cannot_launch_on_the_gpu_the_blocks_stay(monkeypatch):
     assert not fused.use(build("vgg08"), fused.OnCUDA)
 
 
-def test_without_a_compiler_there_is_no_library(monkeypatch):
+def test_without_a_compiler_nothing_is_compiled(monkeypatch):
     def absent(*args, **options):
         raise FileNotFoundError("cc")
 
     monkeypatch.setattr(subprocess, "run", absent)
-    assert native.library.__wrapped__("winograd") is native.library.__wrapped__("fused_cpu") is None
+    assert native.compiled.__wrapped__("winograd") is native.compiled.__wrapped__("fused_cpu") is None

@@ -10,7 +10,7 @@ from vggres.engine import Engine
 from vggres.models import build, layers
 from vggres.training import description
 
-compiles = pytest.mark.skipif(native.library(winograd.NAME) is None, reason="there is no C compiler here")
+compiles = pytest.mark.skipif(native.compiled(winograd.NAME) is None, reason="there is no C compiler here")
 
 
 def batch(n, h, w):
@@ -117,7 +117,7 @@ def test_the_engine_uses_it_in_float32_where_there_is_something_to_do(precision,
 
 
 def test_without_a_compiler_a_net_stays_as_it_is(monkeypatch):
-    monkeypatch.setattr(winograd, "library", lambda name: None)
+    monkeypatch.setattr(winograd, "compiled", lambda name: None)
     net = build("vgg08", 0)
     assert not winograd.use(net)
     assert not any(isinstance(m, winograd.Conv2d) for m in net.modules())

@@ -119,9 +119,10 @@ class _NormalisedLayer(torch.autograd.Function):
     def backward(ctx, dy, dx):
         x, weight, z, y, gamma, beta, *batch = ctx.saved_tensors
         _, _, _, of_bias, of_shortcut, *_ = ctx.needs_input_grad
-        dz, dshortcut, dgamma, dbeta = ctx.kernels.normalised_back(
-            _last(dy), z, y, gamma, beta, batch, ctx.slope, of_shortcut
-        )
+        made = torch.empty_like(z), torch.empty_like(z) if of_shortcut else None
+        made += torch.empty_like(gamma), torch.empty_like(beta)
+        ctx.kernels.normalised_back(_last(dy), z, y, gamma, beta, batch, ctx.slope, made)
+        dz, dshortcut, dgamma, dbeta = made
         gradients = ctx.kernels.gradients(x, weight, dz, _last(dx), of_bias)
         return None, *gradients, dshortcut, None, dgamma, dbeta, None
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vggres.native import library, pointers
+from vggres.native import compiled, pointers
 
 NAME, CHANNELS = "fused_cpu", 32
 WIDTHS = (2, 4, 8, 16, 32)  # of images whose weight's gradient is ours
@@ -15,7 +15,7 @@ WIDTHS = (2, 4, 8, 16, 32)  # of images whose weight's gradient is ours
 
 def available() -> str | None:
     """ "amx", where the processor has it and there is a C compiler."""
-    return "amx" if library(NAME) and library(NAME).tiles() else None
+    return "amx" if compiled(NAME) and compiled(NAME).tiles() else None
 
 
 def prepared(weight: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def normalised(
     and what `normalised_back` wants of the batch."""
     z, moments = _convolve(x, weight, bias), torch.empty(2 * CHANNELS)
     y, pixels = torch.empty_like(z), z.numel() // CHANNELS
-    library(NAME).normalise(
+    compiled(NAME).normalise(
         *pointers(z, norm.weight, norm.bias, shortcut, y, moments, norm.running_mean, norm.running_var),
         *(c_float(norm.eps), c_float(norm.momentum), c_float(slope), c_long(pixels), torch.get_num_threads()),
     )
@@ -51,17 +51,12 @@ def normalised(
 
 
 def normalised_back(
-    dy: Tensor, z: Tensor, y: Tensor | None, gamma: Tensor, beta: Tensor, batch: list[Tensor], slope: float, of_shortcut
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """The gradients of the convolution's results, the shortcut, gamma and beta. `y` is None where there was no
-    shortcut: its sign is known without."""
-    dz, dshortcut = torch.empty_like(z), torch.empty_like(z) if of_shortcut else None
-    dgamma, dbeta, pixels = torch.empty_like(gamma), torch.empty_like(beta), z.numel() // CHANNELS
-    library(NAME).normalise_back(
-        *pointers(dy, z, y, gamma, beta, *batch, dz, dshortcut, dgamma, dbeta),
-        *(c_float(slope), c_long(pixels), torch.get_num_threads()),
-    )
-    return dz, dshortcut, dgamma, dbeta
+    dy: Tensor, z: Tensor, y: Tensor | None, gamma: Tensor, beta: Tensor, batch: list[Tensor], slope: float, made: tuple
+) -> None:
+    """Fill `made`: the gradients of the convolution's results, shortcut (or None), gamma and beta. `y` is None where
+    there was no shortcut: its sign is known without."""
+    numbers = c_float(slope), c_long(z.numel() // CHANNELS), torch.get_num_threads()
+    compiled(NAME).normalise_back(*pointers(dy, z, y, gamma, beta, *batch, *made), *numbers)
 
 
 def gradients(x: Tensor, weight: Tensor, dz: Tensor, dx: Tensor | None, biased: bool):
@@ -75,7 +70,7 @@ def gradients(x: Tensor, weight: Tensor, dz: Tensor, dx: Tensor | None, biased: 
         of_x += dx
     if ours:
         of_weight, of_bias = torch.empty(CHANNELS, 3, 3, CHANNELS).permute(0, 3, 1, 2), torch.empty(CHANNELS)
-        library(NAME).parameter_gradients(*pointers(x, dz, of_weight, of_bias), n, width, torch.get_num_threads())
+        compiled(NAME).parameter_gradients(*pointers(x, dz, of_weight, of_bias), n, width, torch.get_num_threads())
     return of_x, of_weight.float(), of_bias.float() if biased else None
 
 

@@ -56,16 +56,13 @@ def normalised(
 
 
 def normalised_back(
-    dy: Tensor, z: Tensor, y: Tensor | None, gamma: Tensor, beta: Tensor, batch: list[Tensor], slope: float, of_shortcut
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """The gradients of the convolution's results, the shortcut, gamma and beta. `y` is None where there was no
-    shortcut: its sign is known without."""
-    dz, dshortcut = torch.empty_like(z), torch.empty_like(z) if of_shortcut else None
-    dgamma, dbeta, pixels = torch.empty_like(gamma), torch.empty_like(beta), z.numel() // CHANNELS
-    common = dy, z, y, gamma, beta, *batch
+    dy: Tensor, z: Tensor, y: Tensor | None, gamma: Tensor, beta: Tensor, batch: list[Tensor], slope: float, made: tuple
+) -> None:
+    """Fill `made`: the gradients of the convolution's results, shortcut (or None), gamma and beta. `y` is None where
+    there was no shortcut: its sign is known without."""
+    pixels, common = z.numel() // CHANNELS, (dy, z, y, gamma, beta, *batch)
     kernels.sum_back[_programs(pixels)](*common, pixels, slope, COPIES, BLOCK)
-    kernels.normalise_back[_programs(pixels)](*common, dz, dshortcut, dgamma, dbeta, pixels, slope, COPIES, BLOCK)
-    return dz, dshortcut, dgamma, dbeta
+    kernels.normalise_back[_programs(pixels)](*common, *made, pixels, slope, COPIES, BLOCK)
 
 
 def gradients(x: Tensor, weight: Tensor, dz: Tensor, dx: Tensor | None, biased: bool):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @functools.cache
-def library(name: str) -> ctypes.CDLL | None:
+def compiled(name: str) -> ctypes.CDLL | None:
     """`name`.c, compiled within a second; None where `cc` cannot do it, or not for this processor."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / f"{name}.so"

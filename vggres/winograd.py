@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vggres.native import library, pointers
+from vggres.native import compiled, pointers
 
 NAME, CHANNELS, TILE = "winograd", 32, 4
 
@@ -25,7 +25,7 @@ def use(net: nn.Module) -> str | None:
     """Make a `Conv2d` of this module of every convolution of a net that can be one. Returns: "winograd" if there are
     any, and a C compiler."""
     same = [m for m in net.modules() if isinstance(m, nn.Conv2d) and _fits(m)]
-    if not (same and library(NAME)):
+    if not (same and compiled(NAME)):
         return None
     for module in same:
         module.__class__ = Conv2d
@@ -73,4 +73,4 @@ def _parameter_gradients(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
 
 def _call(kernel: str, x: Tensor, *others: Tensor | None) -> None:
     n, _, h, w = x.shape
-    getattr(library(NAME), kernel)(*pointers(x, *others), n, h, w, torch.get_num_threads())
+    getattr(compiled(NAME), kernel)(*pointers(x, *others), n, h, w, torch.get_num_threads())
