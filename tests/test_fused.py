@@ -116,40 +116,105 @@ def test_by_amx_it_is_the_same_bit_for_bit_each_time(threads):
         assert all(torch.equal(value, again[name]) for name, value in first.items())
 
 
-@AMX
-@pytest.mark.parametrize("shortcut", [True, False])
-@pytest.mark.parametrize(
-    "images, size, threads", [(9, 16, 1), (3, 32, 2), (17, 2, 3), (5, 8, 2), (9, 4, 3)], indirect=["threads"]
-)
-def test_by_amx_a_layer_is_as_exact_as_float32_sums_of_bf16_numbers(shortcut, images, size, threads):
+def convolved(x, weight, bias):
+    return nn.functional.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+
+
+def convolved_back(x, weight, dz):
+    """The gradients of input, weight and bias."""
+    given = dz.double(), x.double(), weight.double(), [32], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True] * 3
+    return torch.ops.aten.convolution_backward(*given)
+
+
+def off(a, b):
+    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+
+
+ROUNDED, SUMMED = 3e-3, 1e-5  # once to bf16; in float32
+
+
+@pytest.fixture
+def drawn(request):
+    """Of a layer by AMX: input, weight, bias, shortcut, and the gradients of its results and of its input elsewhere."""
+    images, size, threads = request.param
     torch.manual_seed(0)
-    shape = (images, 32, size, size)
-    x, s, dy = (torch.randn(shape).bfloat16().to(memory_format=torch.channels_last) for _ in range(3))
-    norm, given = nn.BatchNorm2d(32), s if shortcut else None
-    weight = fused_cpu.prepared(torch.randn(32, 32, 3, 3) / 17)
+    x, shortcut, dy, dx = (
+        torch.randn(images, 32, size, size).bfloat16().to(memory_format=torch.channels_last) for _ in range(4)
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    yield x, fused_cpu.prepared(torch.randn(32, 32, 3, 3) / 17), torch.randn(32), shortcut, dy, dx
+    torch.set_num_threads(before)
+
+
+LAYERS = pytest.mark.parametrize("drawn", [(9, 16, 1), (3, 32, 2), (17, 2, 3), (5, 8, 2), (9, 4, 3)], indirect=True)
+
+
+@AMX
+@LAYERS
+def test_by_amx_a_layer_is_exact_but_for_one_rounding(drawn):
+    x, weight, bias, shortcut, dy, dx = drawn
+    y = fused_cpu.layer(x, weight, bias, shortcut, 0.1)
+    assert off(y, nn.functional.leaky_relu(convolved(x, weight, bias) + shortcut, 0.1)) < ROUNDED
+    for known in ((dy, y), (dy, None)):
+        of_x, of_weight, of_bias, dz = fused_cpu.layer_back(x, weight, known, 0.1, dx, (True,) * 4)
+        assert torch.equal(dz, dy if known[1] is None else torch.where(y > 0, dy, dy * 0.1))
+        exact = convolved_back(x, weight, dz)
+        assert off(of_x, exact[0] + dx) < ROUNDED
+        assert off(of_weight, exact[1]) < SUMMED and off(of_bias, exact[2]) < SUMMED
+
+
+@AMX
+@LAYERS
+@pytest.mark.parametrize("with_shortcut", [True, False])
+def test_by_amx_a_normalised_layer_is_exact_but_for_one_rounding(with_shortcut, drawn):
+    x, weight, bias, shortcut, dy, dx = drawn
+    shortcut, norm = shortcut if with_shortcut else None, nn.BatchNorm2d(32)
     for vector in (norm.weight, norm.bias):
         nn.init.uniform_(vector, 0.5, 1.5)
-    exact = copy.deepcopy(norm).double()
-    z, y, batch = fused_cpu.normalised(x, weight, None, given, 0.1, norm)
-    vectors = norm.weight.detach(), norm.bias.detach()
-    dz, ds, *of_vectors = made = [torch.empty_like(t) for t in (z, z, *vectors)]
-    made[1] = ds if shortcut else None
-    fused_cpu.normalised_back(dy, z, y if shortcut else None, *vectors, batch, 0.1, made)
-    _, of_weight, of_bias = fused_cpu.gradients(x, weight, dy, None, True)
-
-    zz, ss = z.double().requires_grad_(), s.double().requires_grad_()
-    yy = nn.functional.leaky_relu(exact(zz) + (ss if shortcut else 0), 0.1)
-    yy.backward(dy.double())
-    _, *of_both = torch.ops.aten.convolution_backward(
-        *(dy.double(), x.double(), weight.double(), [32], [1, 1], [1, 1], [1, 1], False, [0, 0], 1), [False, True, True]
+    exact, vectors = copy.deepcopy(norm).double(), (norm.weight.detach(), norm.bias.detach())
+    z, y, batch = fused_cpu.normalised(x, weight, bias, shortcut, 0.1, norm)
+    known = dy, z, y if with_shortcut else None, *vectors, *batch
+    *of_all, dshortcut, of_gamma, of_beta = fused_cpu.normalised_back(
+        x, weight, known, 0.1, dx, (True, True, True, with_shortcut)
     )
-    rounded = [(y, yy), (dz, zz.grad), *([(ds, ss.grad)] if shortcut else [])]
-    summed = [*zip(of_vectors, (exact.weight.grad, exact.bias.grad), strict=True)]
-    summed += [*zip((of_weight, of_bias), of_both, strict=True)]
+
+    assert off(z, convolved(x, weight, bias)) < ROUNDED
+    zz, ss = z.double().requires_grad_(), torch.zeros(()) if shortcut is None else shortcut.double().requires_grad_()
+    yy = nn.functional.leaky_relu(exact(zz) + ss, 0.1)
+    yy.backward(dy.double())
+    assert off(y, yy) < ROUNDED and (dshortcut is None or off(dshortcut, ss.grad) < ROUNDED)
+    summed = [(of_gamma, exact.weight.grad), (of_beta, exact.bias.grad)]
     summed += [(norm.running_mean, exact.running_mean), (norm.running_var, exact.running_var)]
-    assert norm.num_batches_tracked == 1
-    for pairs, most in ((rounded, 3e-3), (summed, 1e-5)):
-        assert all((a - b).norm() < most * b.double().norm() for a, b in pairs)
+    assert all(off(ours, theirs) < SUMMED for ours, theirs in summed) and norm.num_batches_tracked == 1
+    of_x, of_weight, _ = convolved_back(x, weight, zz.grad)  # and the bias's is 0
+    assert off(of_all[0], of_x + dx) < ROUNDED and off(of_all[1], of_weight) < ROUNDED
+
+
+@AMX
+@LAYERS
+def test_by_amx_pooling_is_torch_s(drawn):
+    x, *_, dy, _ = drawn
+    assert off(fused_cpu.pool(x), nn.functional.avg_pool2d(x.double(), 2)) < ROUNDED
+    assert torch.equal(fused_cpu.pool_back(dy), (dy / 4).repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+@AMX
+@pytest.mark.parametrize("size", [32, 5])
+def test_by_amx_a_net_s_entry_is_torch_s(size):
+    net, x, dy = build("vgg08", 0), torch.randn(7, 3, size, size), torch.randn(7, 32, size, size)
+    by_torch, exact = copy.deepcopy(net.entry), copy.deepcopy(net.entry).double()
+    assert fused.use(net, fused.OnCPU) and type(net.entry) is fused.EntryOnCPU
+    exact(x.double()).backward(dy.double())
+    for entry in (by_torch, net.entry):
+        with torch.autocast("cpu", torch.bfloat16):
+            entry(x).backward(dy.bfloat16())
+    for kind in ("parameters", "buffers"):
+        values = [
+            [t if kind == "buffers" else t.grad for t in getattr(e, kind)()] for e in (net.entry, by_torch, exact)
+        ]
+        assert all(off(ours, true) < 1.2 * off(theirs, true) + 1e-4 for ours, theirs, true in zip(*values, strict=True))
+    assert torch.equal(net.entry(x), by_torch(x))  # not in bf16: torch's
 
 
 def test_what_is_no_training_of_square_bf16_images_is_left_to_the_block(case):

@@ -1,5 +1,6 @@
 """A `Block` that trains in bf16 with few passes over memory for what follows a convolution of 32 channels:
-normalisation, shortcut, activation. The arithmetic is in `fused_cpu` and `fused_cuda`."""
+normalisation, shortcut, activation; on a CPU the entry of a `VGG`, too. The arithmetic is in `fused_cpu` and
+`fused_cuda`."""
 
 from types import ModuleType
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vggres import fused_cpu, fused_cuda
-from vggres.models import Block
+from vggres.models import VGG, Block
 
 CHANNELS = 32
 DTYPE = torch.bfloat16
@@ -28,12 +29,12 @@ class FusedBlock(Block):
         for i in range(1, self.convs + 1):
             shortcut = None
             if i == self.convs and self.skip:
-                shortcut = self.shortcut(self.kernels.pool(x) if self.reduce else x)
+                shortcut = self.shortcut(_Pool.apply(self.kernels, x) if self.reduce else x)
             conv, norm = self.get_submodule(f"conv{i}"), self.get_submodule(f"norm{i}")
             h, same = self._layer(h, conv, norm, shortcut)
             if i == 1:
                 x = same
-                h = self.kernels.pool(h) if self.reduce else h
+                h = _Pool.apply(self.kernels, h) if self.reduce else h
         return h
 
     def _layer(self, x: Tensor, conv: nn.Conv2d, norm: nn.Module, shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -57,14 +58,28 @@ class OnCUDA(FusedBlock):
     kernels = fused_cuda
 
 
+class EntryOnCPU(nn.Sequential):
+    """A convolution to 32 channels of an image's few, normalisation and activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, act = self
+        in_bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == DTYPE
+        if not (self.training and in_bf16 and len(x) > 1 and _by_the_batch(norm)):
+            return super().forward(x)
+        given = fused_cpu, x.to(DTYPE), conv.weight, conv.bias, None, act.negative_slope
+        return _NormalisedLayer.apply(*given, norm.weight, norm.bias, norm)[0]
+
+
 def use(net: nn.Module, kind: type[FusedBlock]) -> str | None:
-    """Make every `Block` of a net that can be one `OnCPU` or `OnCUDA`. Returns: by what it computes then; None if there
-    is no such block, or this machine cannot do it."""
+    """Make every `Block` of a net that can be one `OnCPU` or `OnCUDA`, and on a CPU its entry. Returns: by what it
+    computes then; None if there is no such block, or this machine cannot do it."""
     blocks = [m for m in net.modules() if type(m) is Block and _fits(m)]
     if not blocks or not (name := kind.kernels.available()):
         return None
     for block in blocks:
         block.__class__ = kind
+    if kind is OnCPU and isinstance(net, VGG):  # its activation is that of its blocks
+        net.entry.__class__ = EntryOnCPU
     return name
 
 
@@ -94,12 +109,9 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dx):
-        (x, weight, y), (*_, of_bias, of_shortcut, _) = ctx.saved_tensors, ctx.needs_input_grad
-        dz = _last(dy)
-        if y is not None:
-            dz = torch.ops.aten.leaky_relu_backward(dz, y, ctx.slope, True)
-        gradients = ctx.kernels.gradients(x, weight, dz, _last(dx), of_bias)
-        return None, *gradients, dz if of_shortcut else None, None
+        x, weight, y = ctx.saved_tensors
+        given = (_last(dy), y), ctx.slope, _last(dx), ctx.needs_input_grad[1:5]
+        return None, *ctx.kernels.layer_back(x, weight, *given), None
 
 
 class _NormalisedLayer(torch.autograd.Function):
@@ -117,14 +129,24 @@ class _NormalisedLayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dx):
-        x, weight, z, y, gamma, beta, *batch = ctx.saved_tensors
-        _, _, _, of_bias, of_shortcut, *_ = ctx.needs_input_grad
-        made = torch.empty_like(z), torch.empty_like(z) if of_shortcut else None
-        made += torch.empty_like(gamma), torch.empty_like(beta)
-        ctx.kernels.normalised_back(_last(dy), z, y, gamma, beta, batch, ctx.slope, made)
-        dz, dshortcut, dgamma, dbeta = made
-        gradients = ctx.kernels.gradients(x, weight, dz, _last(dx), of_bias)
-        return None, *gradients, dshortcut, None, dgamma, dbeta, None
+        x, weight, *known = ctx.saved_tensors
+        given = (_last(dy), *known), ctx.slope, _last(dx), ctx.needs_input_grad[1:5]
+        *gradients, of_gamma, of_beta = ctx.kernels.normalised_back(x, weight, *given)
+        return None, *gradients, None, of_gamma, of_beta, None
+
+
+class _Pool(torch.autograd.Function):
+    """The mean of 2x2 pixels."""
+
+    @staticmethod
+    def forward(ctx, kernels, x):
+        ctx.kernels = kernels
+        return kernels.pool(_last(x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        return None, ctx.kernels.pool_back(_last(dy))
 
 
 def _last(x: Tensor | None) -> Tensor | None:

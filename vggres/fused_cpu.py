@@ -1,5 +1,5 @@
-"""The layers of `fused` on a CPU with AMX. Torch convolves, forward and for the input's gradient; the gradient of the
-weight, and batch normalisation with shortcut and activation in one, are ours, in `fused_cpu.c`."""
+"""The layers of `fused` on a CPU with AMX, in `fused_cpu.c`. Where images are of another size than its, or of another
+number of channels, torch convolves."""
 
 from ctypes import c_float, c_long
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from vggres.native import compiled, pointers
 
 NAME, CHANNELS = "fused_cpu", 32
-WIDTHS = (2, 4, 8, 16, 32)  # of images whose weight's gradient is ours
+WIDTHS = (2, 4, 8, 16, 32)  # of images that it convolves
 
 
 def available() -> str | None:
@@ -25,14 +25,26 @@ def prepared(weight: Tensor) -> Tensor:
 
 def pool(x: Tensor) -> Tensor:
     """The mean of 2x2 pixels."""
-    return F.avg_pool2d(x, 2)
+    n, c, height, width = x.shape
+    y = x.new_empty(n, height // 2, width // 2, c).permute(0, 3, 1, 2)
+    compiled(NAME).pool(*pointers(x, y), n, height // 2, torch.get_num_threads())
+    return y
+
+
+def pool_back(dy: Tensor) -> Tensor:
+    """Its gradient."""
+    n, c, height, width = dy.shape
+    dx = dy.new_empty(n, 2 * height, 2 * width, c).permute(0, 3, 1, 2)
+    compiled(NAME).pool_back(*pointers(dy, dx), n, height, torch.get_num_threads())
+    return dx
 
 
 def layer(x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, slope: float) -> Tensor:
     """Convolution, shortcut, activation. Shapes: (N, 32, H, H), (out, in, 3, 3), (32,), as x -> as x"""
-    if shortcut is None:
-        return _convolve(x, weight, bias, slope)
-    return F.leaky_relu_(_convolve(x, weight, bias).add_(shortcut), slope)
+    if _ours(x):
+        return _convolve(x, weight, bias, shortcut, None, slope)
+    z = F.conv2d(x, weight, bias if bias is None else bias.to(x.dtype), padding=1)
+    return F.leaky_relu_(z if shortcut is None else z.add_(shortcut), slope)
 
 
 def normalised(
@@ -40,42 +52,65 @@ def normalised(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Convolution, batch normalisation, shortcut, activation. Returns: the convolution's results, those of all,
     and what `normalised_back` wants of the batch."""
-    z, moments = _convolve(x, weight, bias), torch.empty(2 * CHANNELS)
-    y, pixels = torch.empty_like(z), z.numel() // CHANNELS
+    if _ours(x):
+        sums = torch.empty(2 * CHANNELS, dtype=torch.float64)
+        z = _convolve(x, weight, bias, None, sums, 1.0)
+    else:
+        z, sums = layer(x, weight, bias, None, 1.0), None
+    moments, y, pixels = torch.empty(2 * CHANNELS), torch.empty_like(z), z.numel() // CHANNELS
     compiled(NAME).normalise(
-        *pointers(z, norm.weight, norm.bias, shortcut, y, moments, norm.running_mean, norm.running_var),
+        *pointers(z, sums, norm.weight, norm.bias, shortcut, y, moments, norm.running_mean, norm.running_var),
         *(c_float(norm.eps), c_float(norm.momentum), c_float(slope), c_long(pixels), torch.get_num_threads()),
     )
     norm.num_batches_tracked += 1
     return z, y, [moments]
 
 
+def layer_back(
+    x: Tensor, weight: Tensor, known: tuple, slope: float, dx: Tensor | None, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of those `wanted` of input, to which `dx` is added, weight, bias and shortcut. Known are the
+    gradient of `layer`'s results, and these (None without an activation)."""
+    dy, y = known
+    return _back(x, weight, [dy, None, y, *[None] * 5], slope, dx, wanted)
+
+
 def normalised_back(
-    dy: Tensor, z: Tensor, y: Tensor | None, gamma: Tensor, beta: Tensor, batch: list[Tensor], slope: float, made: tuple
-) -> None:
-    """Fill `made`: the gradients of the convolution's results, shortcut (or None), gamma and beta. `y` is None where
-    there was no shortcut: its sign is known without."""
-    numbers = c_float(slope), c_long(z.numel() // CHANNELS), torch.get_num_threads()
-    compiled(NAME).normalise_back(*pointers(dy, z, y, gamma, beta, *batch, *made), *numbers)
+    x: Tensor, weight: Tensor, known: tuple, slope: float, dx: Tensor | None, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """As `layer_back`, and the gradients of gamma and beta. Known are the gradient of `normalised`'s results, what it
+    returned (the second None without a shortcut: the first tells its sign), and before the batch's gamma and beta."""
+    sums, pixels = (torch.empty(CHANNELS), torch.empty(CHANNELS)), x[:, 0].numel()
+    known = [*known, *sums]
+    compiled(NAME).sum_back(*pointers(*known), c_float(slope), c_long(pixels), torch.get_num_threads())
+    return *_back(x, weight, known, slope, dx, wanted), *sums
 
 
-def gradients(x: Tensor, weight: Tensor, dz: Tensor, dx: Tensor | None, biased: bool):
-    """Of input, to which `dx` is added, weight and bias."""
-    n, _, height, width = x.shape
-    ours = height == width in WIDTHS
-    of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
-        *(dz, x, weight, [CHANNELS], [1, 1], [1, 1], [1, 1], False, [0, 0], 1), [True, not ours, biased and not ours]
-    )
-    if dx is not None:
-        of_x += dx
-    if ours:
-        of_weight, of_bias = torch.empty(CHANNELS, 3, 3, CHANNELS).permute(0, 3, 1, 2), torch.empty(CHANNELS)
-        compiled(NAME).parameter_gradients(*pointers(x, dz, of_weight, of_bias), n, width, torch.get_num_threads())
-    return of_x, of_weight.float(), of_bias.float() if biased else None
+def _back(x, weight, known, slope, dx, wanted):
+    of_input, _, of_bias, of_shortcut = wanted
+    threads, dshortcut = torch.get_num_threads(), torch.empty_like(known[0]) if of_shortcut else None
+    if _ours(x):
+        made = torch.empty_like(x), torch.empty(CHANNELS, 3, 3, CHANNELS).permute(0, 3, 1, 2), torch.empty(CHANNELS)
+        given = pointers(*known, dshortcut, x, weight, dx, *made)
+        compiled(NAME).gradients(*given, c_float(slope), len(x), x.shape[3], threads)
+    else:
+        dz, pixels = torch.empty_like(known[0]), x[:, 0].numel()
+        compiled(NAME).through(*pointers(*known, dshortcut, dz), c_float(slope), c_long(pixels), threads)
+        made = torch.ops.aten.convolution_backward(
+            *(dz, x, weight, [CHANNELS], [1, 1], [1, 1], [1, 1], False, [0, 0], 1), [of_input, True, of_bias]
+        )
+        if dx is not None:
+            made[0].add_(dx)
+    of_x, of_weight, bias = made
+    return of_x, of_weight.float(), bias.float() if of_bias else None, dshortcut
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, slope: float = 1.0) -> Tensor:
-    """With the activation, if any, applied as it writes, which `torch.compile` would make of it, too."""
-    bias = bias if bias is None else bias.to(x.dtype)
-    activation = ("none", []) if slope == 1 else ("leaky_relu", [slope])
-    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, [1, 1], [1, 1], [1, 1], 1, *activation, "")
+def _ours(x: Tensor) -> bool:
+    return x.shape[1] == CHANNELS and x.shape[2] == x.shape[3] in WIDTHS
+
+
+def _convolve(x, weight, bias, shortcut, sums, slope) -> Tensor:
+    y, bias = torch.empty_like(x), bias if bias is None else bias.float()
+    numbers = c_float(slope), len(x), x.shape[3], torch.get_num_threads()
+    compiled(NAME).convolve(*pointers(x, weight, bias, shortcut, y, sums), *numbers)
+    return y

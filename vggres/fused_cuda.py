@@ -3,7 +3,6 @@ for the batch normalisation. The arithmetic is in `kernels`."""
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 try:
@@ -32,7 +31,14 @@ def prepared(weight: Tensor) -> Tensor:
 
 def pool(x: Tensor) -> Tensor:
     """The mean of 2x2 pixels."""
-    return _Pool.apply(x)
+    return F.avg_pool2d(x, 2)
+
+
+def pool_back(dy: Tensor) -> Tensor:
+    """Its gradient. Torch's own takes four times as long."""
+    n, c, h, w = dy.shape
+    dy = (dy / 4).permute(0, 2, 3, 1)[:, :, None, :, None]
+    return dy.expand(n, h, 2, w, 2, c).reshape(n, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
 
 
 def layer(x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, slope: float) -> Tensor:
@@ -55,18 +61,31 @@ def normalised(
     return z, y, [moments, sums[1]]
 
 
+def layer_back(
+    x: Tensor, weight: Tensor, known: tuple, slope: float, dx: Tensor | None, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of those `wanted` of input, to which `dx` is added, weight, bias and shortcut. Known are the
+    gradient of `layer`'s results, and these (None without an activation)."""
+    dy, y = known
+    dz = dy if y is None else torch.ops.aten.leaky_relu_backward(dy, y, slope, True)
+    return *_gradients(x, weight, dz, dx, wanted[2]), dz if wanted[3] else None
+
+
 def normalised_back(
-    dy: Tensor, z: Tensor, y: Tensor | None, gamma: Tensor, beta: Tensor, batch: list[Tensor], slope: float, made: tuple
-) -> None:
-    """Fill `made`: the gradients of the convolution's results, shortcut (or None), gamma and beta. `y` is None where
-    there was no shortcut: its sign is known without."""
-    pixels, common = z.numel() // CHANNELS, (dy, z, y, gamma, beta, *batch)
-    kernels.sum_back[_programs(pixels)](*common, pixels, slope, COPIES, BLOCK)
-    kernels.normalise_back[_programs(pixels)](*common, *made, pixels, slope, COPIES, BLOCK)
+    x: Tensor, weight: Tensor, known: tuple, slope: float, dx: Tensor | None, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """As `layer_back`, and the gradients of gamma and beta. Known are the gradient of `normalised`'s results, what it
+    returned (the second None without a shortcut: the first tells its sign), and before the batch's gamma and beta."""
+    _, z, _, gamma, beta, *_ = known
+    dz, dshortcut = torch.empty_like(z), torch.empty_like(z) if wanted[3] else None
+    sums, pixels = (torch.empty_like(gamma), torch.empty_like(beta)), z.numel() // CHANNELS
+    kernels.sum_back[_programs(pixels)](*known, pixels, slope, COPIES, BLOCK)
+    kernels.normalise_back[_programs(pixels)](*known, dz, dshortcut, *sums, pixels, slope, COPIES, BLOCK)
+    return *_gradients(x, weight, dz, dx, wanted[2]), dshortcut, *sums
 
 
-def gradients(x: Tensor, weight: Tensor, dz: Tensor, dx: Tensor | None, biased: bool):
-    """Of input, to which `dx` is added, weight and bias."""
+def _gradients(x: Tensor, weight: Tensor, dz: Tensor, dx: Tensor | None, biased: bool):
+    """Of input, weight and bias."""
     pixels, numbers = x.numel() // CHANNELS, weight.numel() + biased * CHANNELS
     steps = min(16, max(2, pixels // (STEP * 100)))  # 100 parts or fewer, each for all of the 3 rows of the kernel
     parts = torch.empty(-(-pixels // (STEP * steps)), numbers, device=x.device)
@@ -88,18 +107,3 @@ def _convolve(x, weight, bias=None, shortcut=None, sums=None, slope=1.0, back=Fa
 
 def _programs(pixels: int) -> tuple[int]:
     return (-(-pixels // BLOCK),)
-
-
-class _Pool(torch.autograd.Function):
-    """The mean of 2x2 pixels. Torch's own gradient of it takes four times as long."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return F.avg_pool2d(x, 2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        n, c, h, w = dy.shape
-        dy = (dy / 4).permute(0, 2, 3, 1)[:, :, None, :, None]
-        return dy.expand(n, h, 2, w, 2, c).reshape(n, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
