@@ -183,12 +183,27 @@ def test_by_amx_a_normalised_layer_is_exact_but_for_one_rounding(with_shortcut, 
     zz, ss = z.double().requires_grad_(), torch.zeros(()) if shortcut is None else shortcut.double().requires_grad_()
     yy = nn.functional.leaky_relu(exact(zz) + ss, 0.1)
     yy.backward(dy.double())
-    assert off(y, yy) < ROUNDED and (dshortcut is None or off(dshortcut, ss.grad) < ROUNDED)
+    assert off(y, yy) < ROUNDED and (off(dshortcut, ss.grad) < ROUNDED if with_shortcut else dshortcut is None)
     summed = [(of_gamma, exact.weight.grad), (of_beta, exact.bias.grad)]
     summed += [(norm.running_mean, exact.running_mean), (norm.running_var, exact.running_var)]
     assert all(off(ours, theirs) < SUMMED for ours, theirs in summed) and norm.num_batches_tracked == 1
-    of_x, of_weight, _ = convolved_back(x, weight, zz.grad)  # and the bias's is 0
+    of_x, of_weight, _ = convolved_back(x, weight, zz.grad)  # and the bias's is 0, but for rounding
     assert off(of_all[0], of_x + dx) < ROUNDED and off(of_all[1], of_weight) < ROUNDED
+    assert of_all[2].norm() < ROUNDED * zz.grad.abs().sum((0, 2, 3)).norm()
+
+
+@AMX
+@pytest.mark.parametrize("size", [8, 12])  # ours, and torch's
+@pytest.mark.parametrize("norm", [True, False])
+def test_by_amx_a_shortcut_s_input_need_not_have_a_gradient(norm, size):
+    block, ours = pair(PLAIN | dict(norm=norm, skip=True), torch.device("cpu"), fused.OnCPU)
+    x, dy = torch.randn(3, 32, size, size).bfloat16(), torch.randn(3, 32, size, size)
+    block.double()(x.double()).backward(dy.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ours(x)
+    assert "Layer" in y.grad_fn.name()
+    y.backward(dy.bfloat16())
+    assert all(off(a.grad, b.grad) < 0.1 for a, b in zip(ours.parameters(), block.parameters(), strict=True))
 
 
 @AMX
@@ -205,15 +220,14 @@ def test_by_amx_a_net_s_entry_is_torch_s(size):
     net, x, dy = build("vgg08", 0), torch.randn(7, 3, size, size), torch.randn(7, 32, size, size)
     by_torch, exact = copy.deepcopy(net.entry), copy.deepcopy(net.entry).double()
     assert fused.use(net, fused.OnCPU) and type(net.entry) is fused.EntryOnCPU
-    exact(x.double()).backward(dy.double())
-    for entry in (by_torch, net.entry):
-        with torch.autocast("cpu", torch.bfloat16):
-            entry(x).backward(dy.bfloat16())
-    for kind in ("parameters", "buffers"):
-        values = [
-            [t if kind == "buffers" else t.grad for t in getattr(e, kind)()] for e in (net.entry, by_torch, exact)
-        ]
-        assert all(off(ours, true) < 1.2 * off(theirs, true) + 1e-4 for ours, theirs, true in zip(*values, strict=True))
+    values = []
+    for entry, given in ((net.entry, x.clone()), (by_torch, x.clone()), (exact, x.double())):
+        with torch.autocast("cpu", torch.bfloat16, enabled=entry is not exact):
+            y = entry(given.requires_grad_())
+        assert ("_NormalisedLayer" in y.grad_fn.name()) == (entry is net.entry)
+        y.backward(dy.to(y.dtype))
+        values.append([y.detach(), given.grad, *(p.grad for p in entry.parameters()), *entry.buffers()])
+    assert all(off(ours, true) < 1.2 * off(theirs, true) + 1e-4 for ours, theirs, true in zip(*values, strict=True))
     assert torch.equal(net.entry(x), by_torch(x))  # not in bf16: torch's
 
 
@@ -241,9 +255,10 @@ def test_it_takes_the_place_of_those_blocks_only_that_it_can_do(name, ours, kind
 
 
 @pytest.mark.parametrize("kind", [fused.OnCPU, fused.OnCUDA])
-def test_a_block_of_one_convolution_stays(kind, monkeypatch):
+@pytest.mark.parametrize("convs, slope", [(1, 0.01), (2, -0.1)])
+def test_a_block_of_one_convolution_or_a_negative_slope_stays(convs, slope, kind, monkeypatch):
     monkeypatch.setattr(kind.kernels, "available", lambda: "by something")
-    assert fused.use(nn.Sequential(Block(32, act=nn.LeakyReLU(), **PLAIN | dict(convs=1))), kind) is None
+    assert fused.use(nn.Sequential(Block(32, act=nn.LeakyReLU(slope), **PLAIN | dict(convs=convs))), kind) is None
 
 
 def test_a_norm_that_is_not_by_the_batch_in_float32_is_torch_s(case):

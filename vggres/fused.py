@@ -85,7 +85,10 @@ def use(net: nn.Module, kind: type[FusedBlock]) -> str | None:
 
 def _fits(block: Block) -> bool:
     shape = (CHANNELS, CHANNELS, 3, 3)
-    return block.convs > 1 and block.conv1.weight.shape == shape and isinstance(block.act, nn.LeakyReLU)
+    leaky = (
+        isinstance(block.act, nn.LeakyReLU) and block.act.negative_slope >= 0
+    )  # the sign of its results is its input's
+    return leaky and block.convs > 1 and block.conv1.weight.shape == shape
 
 
 def _by_the_batch(norm: nn.Module) -> bool:

@@ -196,12 +196,17 @@ static const Tiles EIGHT = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16
 /* Whether there are tiles, and this process may use them: Linux wants to be asked. */
 int tiles(void) { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0; }
 
+/* A compiler may not know that tiles, and what says how many there are, are loaded from memory. */
+#define IN_MEMORY __asm__ volatile("" ::: "memory")
+
 /* Torch's matrix products may set theirs only when they need others than last time: they get them back. */
-INLINE Tiles take_tiles(void) {
-    Tiles before;
-    _tile_storeconfig(&before);
+INLINE void take_tiles(Tiles *before) {
+    _tile_storeconfig(before);
     _tile_loadconfig(&EIGHT);
-    return before;
+}
+INLINE void give_back(const Tiles *before) {
+    IN_MEMORY;
+    _tile_loadconfig(before);
 }
 
 /* Two tiles by two, at a and b and as far behind. */
@@ -294,7 +299,7 @@ static void add_weight(Work *work, int w, const bf16 *const next[3]) {
         for (int tap = 0; tap < 9; tap++) {
             int shift = tap / 3, down = tap % 3 - 1, end = start + STRIP < w ? start + STRIP : w;
             float(*sums)[2][16][16] = work->weight[(down + 1) * 3 + shift];
-            __asm__ volatile("" ::: "memory"); /* a compiler may not know that tiles are loaded from memory */
+            IN_MEMORY;
             _tile_loadd(0, sums[0][0], 64);
             _tile_loadd(1, sums[0][1], 64);
             _tile_loadd(2, sums[1][0], 64);
@@ -346,6 +351,7 @@ typedef struct {
 INLINE void convolve_line(bf16 lines[][C], int row, const Taps taps, const Out *o, Half *s, long first, int images, int w) {
     const int beside = LINE / w, pitch = LINE + 2 * beside;
     float results[LINE][C] __attribute__((aligned(64)));
+    IN_MEMORY;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -358,7 +364,7 @@ INLINE void convolve_line(bf16 lines[][C], int row, const Taps taps, const Out *
     _tile_stored(1, results[0] + 16, 128);
     _tile_stored(2, results[16], 128);
     _tile_stored(3, results[16] + 16, 128);
-    __asm__ volatile("" ::: "memory");
+    IN_MEMORY;
     for (int i = 0; i < LINE; i++) {
         int image = i % beside;
         if (image >= images) continue;
@@ -377,7 +383,8 @@ INLINE void convolve_line(bf16 lines[][C], int row, const Taps taps, const Out *
 }
 
 /* y = activation(convolution(x) + bias + shortcut), where both may be null; sums, which may be null, too, are those of
-   y and its squares in each channel. A line is laid out a little ahead: just written it is slow to load as tiles. Images are w by w, a power of two from 2 to 32. */
+   y and its squares in each channel. A line is laid out a little ahead: just written it is slow to load as tiles. Images
+   are w by w, a power of two from 2 to 32. */
 void convolve(const bf16 *x, const bf16 *weight, const float *bias, const bf16 *shortcut, bf16 *y, double *sums,
               float slope, int n, int w, int threads) {
     const int beside = LINE / w, pitch = LINE + 2 * beside, groups = (n + beside - 1) / beside;
@@ -390,7 +397,8 @@ void convolve(const bf16 *x, const bf16 *weight, const float *bias, const bf16 *
     for (int part = 0; part < threads; part++) {
         Out o = {.slope = _mm512_set1_ps(slope), .add = shortcut, .to = y};
         if (bias) channels(bias, o.bias);
-        const Tiles before = take_tiles();
+        Tiles before;
+        take_tiles(&before);
         memset(works[part], 0, sizeof works[part]);
         for (int g = (long)groups * part / threads; g < (long)groups * (part + 1) / threads; g++) {
             long first = (long)g * beside * w * w;
@@ -407,7 +415,7 @@ void convolve(const bf16 *x, const bf16 *weight, const float *bias, const bf16 *
             }
             for (int c = 0; c < 2 * C; c++) parts[part][c] += ((float *)s)[c];
         }
-        _tile_loadconfig(&before);
+        give_back(&before);
     }
     for (int c = 0; sums && c < 2 * C; c++) {
         sums[c] = 0;
@@ -430,7 +438,8 @@ void gradients(const bf16 *dy, const bf16 *z, const bf16 *y, const float *gamma,
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (int part = 0; part < threads; part++) {
         Work *work = works + part;
-        const Tiles before = take_tiles();
+        Tiles before;
+        take_tiles(&before);
         memset(work->dz, 0, sizeof work->dz); /* zeros stay beside the images */
         memset(work->weight, 0, sizeof work->weight), memset(work->bias, 0, sizeof work->bias);
         for (int g = (long)groups * part / threads; g < (long)groups * (part + 1) / threads; g++) {
@@ -441,7 +450,7 @@ void gradients(const bf16 *dy, const bf16 *z, const bf16 *y, const float *gamma,
             add_weight(work, w, ahead);
             for (int row = 0; row < w; row++) convolve_line(work->dz, row, taps, &o, 0, first, images, w);
         }
-        _tile_loadconfig(&before);
+        give_back(&before);
     }
     memset(dweight, 0, 9 * C * C * sizeof(float)), memset(dbias, 0, C * sizeof(float));
     for (int part = 0; part < threads; part++)

@@ -40,11 +40,12 @@ def pool_back(dy: Tensor) -> Tensor:
 
 
 def layer(x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, slope: float) -> Tensor:
-    """Convolution, shortcut, activation. Shapes: (N, 32, H, H), (out, in, 3, 3), (32,), as x -> as x"""
+    """Convolution, shortcut, activation. Shapes: (N, in, H, W), (32, in, 3, 3), (32,), (N, 32, H, W) as the results."""
     if _ours(x):
         return _convolve(x, weight, bias, shortcut, None, slope)
     z = F.conv2d(x, weight, bias if bias is None else bias.to(x.dtype), padding=1)
-    return F.leaky_relu_(z if shortcut is None else z.add_(shortcut), slope)
+    z = z if shortcut is None else z.add_(shortcut)
+    return z if slope == 1 else F.leaky_relu_(z, slope)
 
 
 def normalised(
@@ -69,8 +70,8 @@ def normalised(
 def layer_back(
     x: Tensor, weight: Tensor, known: tuple, slope: float, dx: Tensor | None, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of those `wanted` of input, to which `dx` is added, weight, bias and shortcut. Known are the
-    gradient of `layer`'s results, and these (None without an activation)."""
+    """The gradients of input, to which `dx` is added, weight, bias and shortcut; None, or anything, for those not
+    `wanted`. Known are the gradient of `layer`'s results, and these (None without an activation)."""
     dy, y = known
     return _back(x, weight, [dy, None, y, *[None] * 5], slope, dx, wanted)
 
@@ -99,7 +100,7 @@ def _back(x, weight, known, slope, dx, wanted):
         made = torch.ops.aten.convolution_backward(
             *(dz, x, weight, [CHANNELS], [1, 1], [1, 1], [1, 1], False, [0, 0], 1), [of_input, True, of_bias]
         )
-        if dx is not None:
+        if dx is not None and of_input:
             made[0].add_(dx)
     of_x, of_weight, bias = made
     return of_x, of_weight.float(), bias.float() if of_bias else None, dshortcut

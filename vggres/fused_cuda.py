@@ -64,8 +64,7 @@ def normalised(
 def layer_back(
     x: Tensor, weight: Tensor, known: tuple, slope: float, dx: Tensor | None, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of those `wanted` of input, to which `dx` is added, weight, bias and shortcut. Known are the
-    gradient of `layer`'s results, and these (None without an activation)."""
+    """As on a CPU: see `fused_cpu`."""
     dy, y = known
     dz = dy if y is None else torch.ops.aten.leaky_relu_backward(dy, y, slope, True)
     return *_gradients(x, weight, dz, dx, wanted[2]), dz if wanted[3] else None
@@ -74,8 +73,7 @@ def layer_back(
 def normalised_back(
     x: Tensor, weight: Tensor, known: tuple, slope: float, dx: Tensor | None, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    """As `layer_back`, and the gradients of gamma and beta. Known are the gradient of `normalised`'s results, what it
-    returned (the second None without a shortcut: the first tells its sign), and before the batch's gamma and beta."""
+    """As on a CPU: see `fused_cpu`."""
     _, z, _, gamma, beta, *_ = known
     dz, dshortcut = torch.empty_like(z), torch.empty_like(z) if wanted[3] else None
     sums, pixels = (torch.empty_like(gamma), torch.empty_like(beta)), z.numel() // CHANNELS
