@@ -501,7 +501,7 @@ print("reported in", ", ".join(run.exhibits))
 # | an epoch's plan | drawn by NumPy | the same, sent once an epoch, 1.2 MB |
 # | crop, flip, normalise | one gather | the same gather, on the GPU |
 # | arithmetic of the net | bf16 if the CPU has it, else fp32 by Winograd | bf16 if the GPU has it, else fp32 |
-# | a layer | one operation after the other; with AMX two after a convolution | two kernels forward, five back |
+# | a layer | one operation after the other; with AMX two forward, two back | two kernels forward, five back |
 # | a step | one operation after the other | one CUDA graph, captured once |
 # | loss and hits | summed up, read after the epoch | the same: the CPU never waits for a step |
 # | bit-identical resume | yes, tested | in fp32 with deterministic algorithms, tested |
@@ -516,7 +516,7 @@ print("reported in", ", ".join(run.exhibits))
 # or write a tensor of the layer's size nineteen times, forward and back. Written for these nets (`vggres/kernels.py`,
 # in Triton) they do so thirteen times: one kernel convolves and sums up what the normalisation needs, another
 # normalises, adds the shortcut and applies the activation; going back, two do the same in reverse and three make the
-# gradients.
+# gradients. On a CPU with AMX (`vggres/fused_cpu.c`) it is ten times: back, one pass makes all gradients.
 #
 # One such net is too small to fill a large GPU; several come nearer: `--together 7` trains seven runs side by side in
 # one process, each with a graph and a queue of its own, a step each in turn. Replayed from `benchmarks/`:
@@ -569,7 +569,7 @@ for seed in (0, 1):
 # - Augmentation is one gather, and all its randomness depends on (seed, epoch) alone.
 # - bfloat16 holds the gradients that this project studies; float16 would turn most of VGG38's into zeros.
 # - A step of VGG38 costs 0.84 GFLOP an image. On a CPU it is spent in the net, not in the data.
-# - On a CPU this loop is two to four times as fast as the reports': in bfloat16 by cheaper products (and, where there
+# - On a CPU this loop is two to five times as fast as the reports': in bfloat16 by cheaper products (and, where there
 #   is AMX, fewer passes over memory), in float32 by fewer products. On a GPU it is 12 times as fast: by one launch a
 #   step, by fewer passes over memory, and by images that are there already; and 23 times with seven runs side by side.
 # - Runs that are trained together give the same results and gradients as if they had been trained alone.
