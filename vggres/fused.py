@@ -112,9 +112,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dx):
-        x, weight, y = ctx.saved_tensors
-        given = (_last(dy), y), ctx.slope, _last(dx), ctx.needs_input_grad[1:5]
-        return None, *ctx.kernels.layer_back(x, weight, *given), None
+        return None, *ctx.kernels.layer_back(*_given(ctx, dy, dx)), None
 
 
 class _NormalisedLayer(torch.autograd.Function):
@@ -132,10 +130,14 @@ class _NormalisedLayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dx):
-        x, weight, *known = ctx.saved_tensors
-        given = (_last(dy), *known), ctx.slope, _last(dx), ctx.needs_input_grad[1:5]
-        *gradients, of_gamma, of_beta = ctx.kernels.normalised_back(x, weight, *given)
+        *gradients, of_gamma, of_beta = ctx.kernels.normalised_back(*_given(ctx, dy, dx))
         return None, *gradients, None, of_gamma, of_beta, None
+
+
+def _given(ctx, dy: Tensor, dx: Tensor | None) -> tuple:
+    """What a layer's way back takes."""
+    x, weight, *known = ctx.saved_tensors
+    return x, weight, (_last(dy), *known), ctx.slope, _last(dx), ctx.needs_input_grad[1:5]
 
 
 class _Pool(torch.autograd.Function):
