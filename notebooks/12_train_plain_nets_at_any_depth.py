@@ -245,10 +245,12 @@ longer = {(text, "Muon", 15): f"{nets[text][1]}-15ep" for text in ("mended VGG38
 plain, repaired, annealed = (runs.loc[name] for name in (MUON.name, longer["VGG38 BN + RC", "Muon", 15], best))
 longer |= {("mended VGG38", "Muon", 100): MUON.name, ("VGG38 BN + RC", "Adam", 100): best}
 assert plain.params == 336_196 and runs.loc[f"{MUON_68.name}-5ep", "params"] == 612_676
-assert plain.test_acc > 0.55 and plain.val_acc > max(told.value.max() - 0.02, runs.loc["vgg08", "val_acc"])
+assert plain.test_acc > 0.6 and plain.val_acc > max(told.value.max(), runs.loc["vgg08", "val_acc"])
 assert 0.01 < repaired.val_acc - runs.loc[longer["mended VGG38", "Muon", 15], "val_acc"] < 0.04
-both = records.load_runs().query("run == @best")[["val_acc", "test_acc"]]
-assert (100 * both.mean()).round(1).tolist() == [60.0, 59.8] and both.val_acc.max() < plain.val_acc < 0.61
+pairs = records.load_runs().groupby("run")[["val_acc", "test_acc"]]
+means = (100 * pairs.mean()).round(1)
+assert means.loc[MUON.name].tolist() == [61.0, 61.3] and means.loc[best].tolist() == [60.0, 59.8]
+assert (pairs.min().loc[MUON.name] > pairs.max().loc[best]).all(), "each run of one above each of the other"
 assert adam["mended VGG68"] < adam["VGG38 SkipInit"] < adam["mended VGG38"]
 assert abs(plain.val_acc - annealed.val_acc) < 0.02 and 0 < plain.test_acc - annealed.test_acc < 0.03
 found = runs.loc[list(longer.values()), ["train_acc", "val_acc", "test_acc"]]
@@ -256,7 +258,7 @@ found = runs.loc[list(longer.values()), ["train_acc", "val_acc", "test_acc"]]
 
 # %% [markdown]
 # **Figure 3, Table 1** (five epochs) **and Table 2** (fifteen and a hundred; accuracies in percent). Training dashed,
-# validation solid; single runs, but for VGG08's three and, after a hundred epochs, two with both repairs. The tables
+# validation solid; single runs, but, after a hundred epochs, for VGG08's three and two of each other net. The tables
 # have seed 0; means over seeds are told below. *Left*: by Adam the mended nets learn, the deeper one at half the step
 # and more slowly; SkipInit is between them, and the net with both repairs, at its best rate, ahead of all. *Middle*: by
 # Muon all that are mended, by whatever means, are at 40 to 42 % (validation) in five epochs. The plain nets, of 38
@@ -268,23 +270,24 @@ found = runs.loc[list(longer.values()), ["train_acc", "val_acc", "test_acc"]]
 # rates alone take the mended VGG38 from 23.4 only to 24.0 % (brown), and orthogonal steps to 40.6 %.
 #
 # *Right*, and Table 2: without normalisation in its depth, without a shortcut, with the 336,196 parameters of the net
-# that "cannot be trained", the mended VGG38 classifies 61.4 % of the test images correctly (as everywhere, by the
-# weights of the best validation accuracy, here of epoch 89), and 60.9 % of the validation images after a hundred
-# epochs; VGG08, which trains as it stands, 49.6 and 49.4 % (means of three). With both repairs, by Adam at 1e-2, report
-# A's best row, VGG38 has 59.8 and 60.0 % (of two); the report prints 61.4 and 59.95 %, and, of the validation images,
-# 51.39 and 52.32 % for one repair alone. Report B, with shortcuts in all blocks, prints 61.36 to 62.32 % (validation)
-# for three seeds, and 65.32 % with a weight decay of 1e-3. So the plain net is far above what one repair gives, and
-# level with both where weights do not decay, as its own do not: 2,500 images place an accuracy within two points either
-# way, and this is a single run beside two. What it took: the weights, the slope, and a step that is large at the ends,
-# and in the middle small and an orthogonal matrix.
+# that "cannot be trained", the mended VGG38 classifies 61.3 % of the test images correctly (as everywhere, by the
+# weights of the best validation accuracy, here of epochs 89 and 84), and 61.0 % of the validation images after a
+# hundred epochs (means of two runs); VGG08, which trains as it stands, 49.6 and 49.4 % (means of three). With both
+# repairs, by Adam at 1e-2, report A's best row, VGG38 has 59.8 and 60.0 % (of two); the report prints 61.4 and 59.95 %,
+# and, of the validation images, 51.39 and 52.32 % for one repair alone. Report B, with shortcuts in all blocks, prints
+# 61.36 to 62.32 % (validation) for three seeds, and 65.32 % with a weight decay of 1e-3. So the plain net is far above
+# what one repair gives, and level with both where weights do not decay, as its own do not: 2,500 images place an
+# accuracy within two points either way, and these are two runs beside two. What it took: the weights, the slope, and a
+# step that is large at the ends, and in the middle small and an orthogonal matrix.
 #
 # What is missing? BN + RC bears a step of 1e-2 by Adam in all layers. By the same steps as the plain net it is a point
 # ahead after five epochs, and two after fifteen, where it has learned what it is trained on better, too (60.7 against
 # 55.5 %); how they compare after a hundred, both by Muon, is not measured. The plain net knows 77 % of the images that
 # it is trained on by then, the other, by Adam, 79 %, and the validation loss of both has risen: from 1.54 nats at epoch
-# 80 to 1.58 for the plain net, from 1.63 at epoch 45 to 1.78 for the other. Whether the plain one would bear the weight
-# decay that helps the others is not measured, either. The rates were chosen for it, in trials of 160 steps, by training
-# loss; for the other nets none was tried by Muon, and for the two rates four in the middle, none at the ends.
+# 80 to 1.58 for the plain net, from 1.63 at epoch 45 to 1.78 for the other (seed 0). Whether the plain one would bear
+# the weight decay that helps the others is not measured, either. The rates were chosen for it, in trials of 160 steps,
+# by training loss; for the other nets none was tried by Muon, and for the two rates four in the middle, none at the
+# ends.
 #
 # ## What was shown
 #
@@ -296,7 +299,7 @@ found = runs.loc[list(longer.values()), ["train_acc", "val_acc", "test_acc"]]
 #   learn several times as fast.
 # - On CIFAR-100, with such steps, plain nets of 38 and of 68 layers are at 40.6 and 39.8 % (validation) after five
 #   epochs, and nets with shortcuts, with batch normalisation or without, at 41.4 and 41.8 %; after a hundred the first
-#   has 60.9 %, level with VGG38 with both repairs and no weight decay, here and in the reports.
+#   has 61.0 %, level with VGG38 with both repairs and no weight decay, here and in the reports.
 # - Such steps are no repair: a net whose weights let all images become one does not learn by them, either.
 # - Depth does not stop a plain net. Nothing here shows that it helps, either: by construction, what the slope leaves of
 #   the nonlinearity at the start is the same for all depths.
