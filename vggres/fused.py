@@ -84,10 +84,8 @@ def use(net: nn.Module, kind: type[FusedBlock]) -> str | None:
 
 
 def _fits(block: Block) -> bool:
-    shape = (CHANNELS, CHANNELS, 3, 3)
-    leaky = (
-        isinstance(block.act, nn.LeakyReLU) and block.act.negative_slope >= 0
-    )  # the sign of its results is its input's
+    """The sign of the activation's results has to be that of its input."""
+    shape, leaky = (CHANNELS, CHANNELS, 3, 3), isinstance(block.act, nn.LeakyReLU) and block.act.negative_slope >= 0
     return leaky and block.convs > 1 and block.conv1.weight.shape == shape
 
 
@@ -104,9 +102,7 @@ class _Layer(torch.autograd.Function):
     def forward(ctx, kernels, x, weight, bias, shortcut, slope):
         x, weight = _last(x), kernels.prepared(weight)
         y = kernels.layer(x, weight, bias, _last(shortcut), slope)
-        ctx.save_for_backward(x, weight, y if slope != 1 else None)
-        ctx.kernels, ctx.slope = kernels, slope
-        ctx.set_materialize_grads(False)
+        _keep(ctx, kernels, slope, x, weight, y if slope != 1 else None)
         return y, x
 
     @staticmethod
@@ -122,9 +118,7 @@ class _NormalisedLayer(torch.autograd.Function):
     def forward(ctx, kernels, x, weight, bias, shortcut, slope, gamma, beta, norm):
         x, shortcut, weight = _last(x), _last(shortcut), kernels.prepared(weight)
         z, y, batch = kernels.normalised(x, weight, bias, shortcut, slope, norm)
-        ctx.save_for_backward(x, weight, z, y if shortcut is not None else None, gamma, beta, *batch)
-        ctx.kernels, ctx.slope = kernels, slope
-        ctx.set_materialize_grads(False)
+        _keep(ctx, kernels, slope, x, weight, z, y if shortcut is not None else None, gamma, beta, *batch)
         return y, x
 
     @staticmethod
@@ -132,6 +126,13 @@ class _NormalisedLayer(torch.autograd.Function):
     def backward(ctx, dy, dx):
         *gradients, of_gamma, of_beta = ctx.kernels.normalised_back(*_given(ctx, dy, dx))
         return None, *gradients, None, of_gamma, of_beta, None
+
+
+def _keep(ctx, kernels: ModuleType, slope: float, *tensors: Tensor | None) -> None:
+    """For `_given`."""
+    ctx.save_for_backward(*tensors)
+    ctx.kernels, ctx.slope = kernels, slope
+    ctx.set_materialize_grads(False)
 
 
 def _given(ctx, dy: Tensor, dx: Tensor | None) -> tuple:

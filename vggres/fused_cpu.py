@@ -81,7 +81,7 @@ def normalised_back(
 ) -> tuple[Tensor | None, ...]:
     """As `layer_back`, and the gradients of gamma and beta. Known are the gradient of `normalised`'s results, what it
     returned (the second None without a shortcut: the first tells its sign), and before the batch's gamma and beta."""
-    sums, pixels = (torch.empty(CHANNELS), torch.empty(CHANNELS)), x[:, 0].numel()
+    sums, pixels = (torch.zeros(CHANNELS), torch.zeros(CHANNELS)), x[:, 0].numel()
     known = [*known, *sums]
     compiled(NAME).sum_back(*pointers(*known), c_float(slope), c_long(pixels), torch.get_num_threads())
     return *_back(x, weight, known, slope, dx, wanted), *sums
