@@ -1,4 +1,4 @@
-"""The fused blocks against torch's in float64: by AMX and on CUDA in bf16, in Triton's interpreter in float32."""
+"""The fused blocks against torch's in float64: on CPUs and CUDA in bf16, in Triton's interpreter in float32."""
 
 import copy
 import subprocess
@@ -12,13 +12,13 @@ from vggres.engine import Engine
 from vggres.models import Block, build
 from vggres.training import description
 
-AMX = pytest.mark.skipif(not fused_cpu.available(), reason="no AMX, or no C compiler")
+CPU = pytest.mark.skipif(not fused_cpu.available(), reason="neither AMX nor bf16 in AVX-512, or no C compiler")
 INTERPRETED = pytest.mark.skipif(
     torch.cuda.is_available() or not fused_cuda.available(), reason="no Triton, or it interprets nothing beside CUDA"
 )
 CUDA = pytest.mark.skipif(not (torch.cuda.is_available() and fused_cuda.available()), reason="no CUDA, or no Triton")
 CASES = {  # device, blocks, largest relative error
-    "amx": (("cpu", fused.OnCPU, 0.1), AMX),
+    "cpu": (("cpu", fused.OnCPU, 0.1), CPU),
     "interpreted": (("cpu", fused.OnCUDA, 1e-5), INTERPRETED),
     "cuda": (("cuda", fused.OnCUDA, 0.2), CUDA),
 }
@@ -97,17 +97,17 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-@AMX
+@CPU
 @pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
 @pytest.mark.parametrize("images, size", [(2, 32), (5, 16), (9, 4), (17, 2), (3, 1), (2, 12)])
-def test_by_amx_it_is_for_any_size_and_number_of_threads(images, size, threads):
+def test_on_a_cpu_it_is_for_any_size_and_number_of_threads(images, size, threads):
     for options in (dict(reduce=size % 2 == 0), dict(norm=True, skip=True)):
         assert_like_torch_s(PLAIN | options, images, size, torch.device("cpu"), fused.OnCPU, 0.1)
 
 
-@AMX
+@CPU
 @pytest.mark.parametrize("threads", [2, 3], indirect=True)
-def test_by_amx_it_is_the_same_bit_for_bit_each_time(threads):
+def test_on_a_cpu_it_is_the_same_bit_for_bit_each_time(threads):
     _, ours = pair(PLAIN | dict(norm=True, skip=True), torch.device("cpu"), fused.OnCPU)
     x, dy = torch.randn(40, 32, 16, 16).bfloat16(), torch.randn(40, 32, 16, 16)
     first = passed(copy.deepcopy(ours), x, dy)
@@ -135,7 +135,7 @@ ROUNDED, SUMMED = 3e-3, 1e-5  # once to bf16; in float32
 
 @pytest.fixture
 def drawn(request):
-    """Of a layer by AMX: input, weight, bias, shortcut, and the gradients of its results and of its input elsewhere."""
+    """Of a layer: input, weight, bias, shortcut, and the gradients of its results and of its input elsewhere."""
     images, size, threads = request.param
     torch.manual_seed(0)
     x, shortcut, dy, dx = (
@@ -150,9 +150,9 @@ def drawn(request):
 LAYERS = pytest.mark.parametrize("drawn", [(9, 16, 1), (3, 32, 2), (17, 2, 3), (5, 8, 2), (9, 4, 3)], indirect=True)
 
 
-@AMX
+@CPU
 @LAYERS
-def test_by_amx_a_layer_is_exact_but_for_one_rounding(drawn):
+def test_on_a_cpu_a_layer_is_exact_but_for_one_rounding(drawn):
     x, weight, bias, shortcut, dy, dx = drawn
     y = fused_cpu.layer(x, weight, bias, shortcut, 0.1)
     assert off(y, nn.functional.leaky_relu(convolved(x, weight, bias) + shortcut, 0.1)) < ROUNDED
@@ -164,10 +164,10 @@ def test_by_amx_a_layer_is_exact_but_for_one_rounding(drawn):
         assert off(of_weight, exact[1]) < SUMMED and off(of_bias, exact[2]) < SUMMED
 
 
-@AMX
+@CPU
 @LAYERS
 @pytest.mark.parametrize("with_shortcut", [True, False])
-def test_by_amx_a_normalised_layer_is_exact_but_for_one_rounding(with_shortcut, drawn):
+def test_on_a_cpu_a_normalised_layer_is_exact_but_for_one_rounding(with_shortcut, drawn):
     x, weight, bias, shortcut, dy, dx = drawn
     shortcut, norm = shortcut if with_shortcut else None, nn.BatchNorm2d(32)
     for vector in (norm.weight, norm.bias):
@@ -192,10 +192,10 @@ def test_by_amx_a_normalised_layer_is_exact_but_for_one_rounding(with_shortcut, 
     assert of_all[2].norm() < ROUNDED * zz.grad.abs().sum((0, 2, 3)).norm()
 
 
-@AMX
+@CPU
 @pytest.mark.parametrize("size", [8, 12])  # ours, and torch's
 @pytest.mark.parametrize("norm", [True, False])
-def test_by_amx_a_shortcut_s_input_need_not_have_a_gradient(norm, size):
+def test_on_a_cpu_a_shortcut_s_input_need_not_have_a_gradient(norm, size):
     block, ours = pair(PLAIN | dict(norm=norm, skip=True), torch.device("cpu"), fused.OnCPU)
     x, dy = torch.randn(3, 32, size, size).bfloat16(), torch.randn(3, 32, size, size)
     block.double()(x.double()).backward(dy.double())
@@ -206,17 +206,17 @@ def test_by_amx_a_shortcut_s_input_need_not_have_a_gradient(norm, size):
     assert all(off(a.grad, b.grad) < 0.1 for a, b in zip(ours.parameters(), block.parameters(), strict=True))
 
 
-@AMX
+@CPU
 @LAYERS
-def test_by_amx_pooling_is_torch_s(drawn):
+def test_on_a_cpu_pooling_is_torch_s(drawn):
     x, *_, dy, _ = drawn
     assert off(fused_cpu.pool(x), nn.functional.avg_pool2d(x.double(), 2)) < ROUNDED
     assert torch.equal(fused_cpu.pool_back(dy), (dy / 4).repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
-@AMX
+@CPU
 @pytest.mark.parametrize("size", [32, 5])
-def test_by_amx_a_net_s_entry_is_torch_s(size):
+def test_on_a_cpu_a_net_s_entry_is_torch_s(size):
     net, x, dy = build("vgg08", 0), torch.randn(7, 3, size, size), torch.randn(7, 32, size, size)
     by_torch, exact = copy.deepcopy(net.entry), copy.deepcopy(net.entry).double()
     assert fused.use(net, fused.OnCPU) and type(net.entry) is fused.EntryOnCPU
@@ -276,14 +276,14 @@ def test_a_norm_that_is_not_by_the_batch_in_float32_is_torch_s(case):
         )
 
 
-@AMX
+@CPU
 def test_the_engine_uses_it_on_a_cpu_in_bf16():
     engine = Engine(build("vgg08", 0), 1e-3, 0.0, torch.device("cpu"), "bf16")
     assert any(type(m) is fused.OnCPU for m in engine.net.modules())
-    assert description(engine)["convolution"] == engine.convolution == "amx"
+    assert description(engine)["convolution"] == engine.convolution == fused_cpu.available()
 
 
-def test_without_triton_or_without_amx_the_blocks_stay(monkeypatch):
+def test_without_triton_or_a_c_compiler_the_blocks_stay(monkeypatch):
     monkeypatch.setattr(fused_cuda, "kernels", None)
     monkeypatch.setattr(fused_cpu, "compiled", lambda name: None)
     assert fused.use(build("vgg08"), fused.OnCUDA) is fused.use(build("vgg08"), fused.OnCPU) is None

@@ -2,9 +2,9 @@
 
 CPU: channels-last memory and, where the processor has it, bf16 arithmetic, elsewhere float32 with convolutions of our
 own (`winograd`); freed memory is kept for the next step. CUDA: the data on the device, and the whole step, from the
-crop to the optimiser, captured as one CUDA graph. On CUDA, and on a CPU with AMX, layers of our own pass over memory
-less often (`fused`). Weights, optimiser state and batch-norm statistics stay in float32; nothing is read back from the
-device between two calls of `metrics`.
+crop to the optimiser, captured as one CUDA graph. In bf16 layers of our own pass over memory less often (`fused`).
+Weights, optimiser state and batch-norm statistics stay in float32; nothing is read back from the device between two
+calls of `metrics`.
 """
 
 import contextlib
@@ -63,8 +63,8 @@ class Engine:
 
     Args:
         net: moved to the device in place; its LeakyReLUs then overwrite their input. On a CPU in float32 its
-            convolutions of 32 channels become those of `winograd`, in bf16, with AMX or on CUDA, its blocks (and with
-            AMX its entry) those of `fused`.
+            convolutions of 32 channels become those of `winograd`, in bf16 its blocks (and on a CPU its entry) those of
+            `fused`.
         lr, weight_decay: the step size and a coupled L2 decay.
         device, precision: see `pick_device` and `pick_precision`.
         optimizer: "adam" (Kingma and Ba, 2015) as in `torch.optim`, "sgd", with momentum 0.9, "muon" or

@@ -1,5 +1,5 @@
-/* Layers of 32 channels in bf16, for processors with AMX: 3x3 convolutions, batch normalisation, shortcut and activation,
-   with their gradients, in few passes over memory.
+/* Layers of 32 channels in bf16, for processors with AMX, or with AVX-512's products of bf16: 3x3 convolutions, batch
+   normalisation, shortcut and activation, with their gradients, in few passes over memory.
 
    Images are channels last, (n, height, width, 32): a pixel is 64 bytes, one register. */
 
@@ -181,10 +181,16 @@ void pool_back(const bf16 *dy, bf16 *dx, int n, int h, int threads) {
 
 /* ---- convolutions ---- */
 
-/* A tile has 16 rows of 64 bytes; a product adds a.b to 16x16 numbers in float32, over 32 pairs of numbers k, where a is
-   (16, k) and b by pairs, (k / 2, 16, 2). Here k is what goes into a convolution, or, for the weight's gradient, pixels. */
+/* A product adds a.b to `Sums`, 32x32 numbers in float32, by half of a's rows, then of b's columns. Of 32 numbers k a is
+   (32, k), and b by half, then by pairs, (k / 2, 16, 2). Here k is what goes into a convolution, or, for the weight's
+   gradient, pixels. */
 enum { LINE = 32, LINES = 34 * 32, TILE = 16 * 32, STRIP = 8, AHEAD = 2 };
 
+typedef float Sums[2][2][16][16] __attribute__((aligned(64)));
+
+#ifdef __AMX_BF16__
+
+/* In tiles, of 16 rows of 64 bytes. */
 typedef struct {
     uint8_t palette, start, reserved[14];
     uint16_t bytes[16];
@@ -193,8 +199,10 @@ typedef struct {
 
 static const Tiles EIGHT = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
-/* Whether there are tiles, and this process may use them: Linux wants to be asked. */
-int tiles(void) { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0; }
+/* Null if this process may not use them: Linux wants to be asked. */
+const char *by(void) {
+    return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0 ? "amx" : 0;
+}
 
 /* A compiler may not know that tiles, and what says how many there are, are loaded from memory. */
 #define IN_MEMORY __asm__ volatile("" ::: "memory")
@@ -209,8 +217,29 @@ INLINE void give_back(const Tiles *before) {
     _tile_loadconfig(before);
 }
 
-/* Two tiles by two, at a and b and as far behind. */
-INLINE void multiply(const bf16 *a, const bf16 *b, size_t behind_b) {
+/* From `zero` or `load` to `store` the sums are in four tiles. */
+INLINE void zero(Sums sums) {
+    IN_MEMORY;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+INLINE void load(Sums sums) {
+    IN_MEMORY;
+    _tile_loadd(0, sums[0][0], 64);
+    _tile_loadd(1, sums[0][1], 64);
+    _tile_loadd(2, sums[1][0], 64);
+    _tile_loadd(3, sums[1][1], 64);
+}
+INLINE void store(Sums sums) {
+    _tile_stored(0, sums[0][0], 64);
+    _tile_stored(1, sums[0][1], 64);
+    _tile_stored(2, sums[1][0], 64);
+    _tile_stored(3, sums[1][1], 64);
+    IN_MEMORY;
+}
+INLINE void multiply(Sums sums, const bf16 *a, const bf16 *b, size_t behind_b) {
     _tile_loadd(4, a, 64);
     _tile_loadd(6, b, 64);
     _tile_loadd(7, b + behind_b, 64);
@@ -220,6 +249,39 @@ INLINE void multiply(const bf16 *a, const bf16 *b, size_t behind_b) {
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
 }
+
+#else
+
+const char *by(void) { return "avx512-bf16"; }
+
+typedef char Tiles; /* there are none */
+typedef int Pair __attribute__((may_alias));
+INLINE void take_tiles(Tiles *before) {}
+INLINE void give_back(const Tiles *before) {}
+
+INLINE void zero(Sums sums) { memset(sums, 0, sizeof(Sums)); }
+INLINE void load(Sums sums) {}
+INLINE void store(Sums sums) {}
+
+/* Eight rows at a time: their sums take 16 registers. Inlined, it would have to share them. */
+__attribute__((noinline)) static void multiply(Sums sums, const bf16 *a, const bf16 *b, size_t behind_b) {
+    for (int i = 0; i < 32; i += 8) {
+        Half s[8][2];
+        for (int j = 0; j < 8; j++)
+            for (int half = 0; half < 2; half++) s[j][half] = _mm512_load_ps(sums[i / 16][half][i % 16 + j]);
+        for (int k = 0; k < 16; k++)
+#pragma GCC unroll 8
+            for (int j = 0; j < 8; j++) {
+                __m512bh pair = (__m512bh)_mm512_set1_epi32(((const Pair *)a)[(i + j) * 16 + k]);
+                for (int half = 0; half < 2; half++)
+                    s[j][half] = _mm512_dpbf16_ps(s[j][half], pair, (__m512bh)at(b + half * behind_b, k));
+            }
+        for (int j = 0; j < 8; j++)
+            for (int half = 0; half < 2; half++) _mm512_store_ps(sums[i / 16][half][i % 16 + j], s[j][half]);
+    }
+}
+
+#endif
 
 /* Of 16x16 numbers of 32 bits rows become columns. */
 INLINE void transpose(__m512i r[16]) {
@@ -252,7 +314,8 @@ typedef struct {
     bf16 even[LINE][2][TILE];                   /* by line, half: pixels 0 and 1 of each image in pairs, 2 and 3, ... */
     bf16 odd[LINES][C];                         /* -1 and 0, 1 and 2, ...: of each line a half, then the other */
     bf16 x[LINE][2][TILE];                      /* by line, half: (channel, pixel), in the order of the pairs */
-    float weight[9][2][2][16][16], bias[2][16]; /* in, then out: by half, then the channel there */
+    Sums weight[9];                             /* (in, out) */
+    float bias[2][16];
 } Work;
 
 static void lay_out(Work *work, const bf16 *x, const Layer *l, long first, int images, int w) {
@@ -298,23 +361,16 @@ static void add_weight(Work *work, int w, const bf16 *const next[3]) {
     for (int start = 0; start < w; start += STRIP)
         for (int tap = 0; tap < 9; tap++) {
             int shift = tap / 3, down = tap % 3 - 1, end = start + STRIP < w ? start + STRIP : w;
-            float(*sums)[2][16][16] = work->weight[(down + 1) * 3 + shift];
-            IN_MEMORY;
-            _tile_loadd(0, sums[0][0], 64);
-            _tile_loadd(1, sums[0][1], 64);
-            _tile_loadd(2, sums[1][0], 64);
-            _tile_loadd(3, sums[1][1], 64);
+            Sums *sums = &work->weight[(down + 1) * 3 + shift];
+            load(*sums);
             for (int row = start; row < end; row++) {
                 for (int i = 0; i < 4; i++, a += 64, b += 64, c += 64)
                     _mm_prefetch(a, _MM_HINT_T1), _mm_prefetch(b, _MM_HINT_T1), _mm_prefetch(c, _MM_HINT_T1);
                 if (row + down < 0 || row + down >= w) continue;
-                if (shift == 1) multiply(work->x[row + down][0], work->even[row][0], TILE);
-                else multiply(work->x[row + down][0], work->odd[row * pitch + (shift ? 0 : beside)], (16 + beside) * C);
+                if (shift == 1) multiply(*sums, work->x[row + down][0], work->even[row][0], TILE);
+                else multiply(*sums, work->x[row + down][0], work->odd[row * pitch + (shift ? 0 : beside)], (16 + beside) * C);
             }
-            _tile_stored(0, sums[0][0], 64);
-            _tile_stored(1, sums[0][1], 64);
-            _tile_stored(2, sums[1][0], 64);
-            _tile_stored(3, sums[1][1], 64);
+            store(*sums);
         }
 }
 
@@ -350,27 +406,19 @@ typedef struct {
    their squares, are added to it. */
 INLINE void convolve_line(bf16 lines[][C], int row, const Taps taps, const Out *o, Half *s, long first, int images, int w) {
     const int beside = LINE / w, pitch = LINE + 2 * beside;
-    float results[LINE][C] __attribute__((aligned(64)));
-    IN_MEMORY;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    Sums results; /* (pixel, channel) */
+    zero(results);
     for (int tap = 0; tap < 9; tap++) {
         int from = row + 1 - tap / 3;
-        if (from >= 0 && from < w) multiply(lines[from * pitch + (2 - tap % 3) * beside], taps[tap][0], TILE);
+        if (from >= 0 && from < w) multiply(results, lines[from * pitch + (2 - tap % 3) * beside], taps[tap][0], TILE);
     }
-    _tile_stored(0, results[0], 128);
-    _tile_stored(1, results[0] + 16, 128);
-    _tile_stored(2, results[16], 128);
-    _tile_stored(3, results[16] + 16, 128);
-    IN_MEMORY;
+    store(results);
     for (int i = 0; i < LINE; i++) {
         int image = i % beside;
         if (image >= images) continue;
         long p = first + ((long)image * w + row) * w + i / beside;
         Half v[2], more[2] = {{0}, {0}};
-        channels(results[i], v);
+        for (int k = 0; k < 2; k++) v[k] = _mm512_load_ps(results[i / 16][k][i % 16]);
         if (o->add) halves(at(o->add, p), more);
         for (int k = 0; k < 2; k++) v[k] += o->bias[k] + more[k], v[k] = leaky(v[k], v[k], o->slope);
         Pixel result = narrow(v);

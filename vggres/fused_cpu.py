@@ -1,7 +1,7 @@
-"""The layers of `fused` on a CPU with AMX, in `fused_cpu.c`. Where images are of another size than its, or of another
-number of channels, torch convolves."""
+"""The layers of `fused` on a CPU with AMX or AVX-512's products of bf16, in `fused_cpu.c`. Where images are of another
+size than its, or of another number of channels, torch convolves."""
 
-from ctypes import c_float, c_long
+from ctypes import c_char_p, c_float, c_long
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,11 @@ WIDTHS = (2, 4, 8, 16, 32)  # of images that it convolves
 
 
 def available() -> str | None:
-    """ "amx", where the processor has it and there is a C compiler."""
-    return "amx" if compiled(NAME) and compiled(NAME).tiles() else None
+    """ "amx" or "avx512-bf16", where the processor has one of them and there is a C compiler."""
+    if (library := compiled(NAME)) is None:
+        return None
+    library.by.restype = c_char_p
+    return (library.by() or b"").decode() or None
 
 
 def prepared(weight: Tensor) -> Tensor:
