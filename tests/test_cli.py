@@ -65,11 +65,13 @@ def nothing_trained(results):
     return not list(results.rglob("run.json")) and not list(results.rglob("checkpoint*"))
 
 
-def test_train_writes_a_record_that_verifies_and_lists(train, results):
+def test_train_writes_a_record_that_verifies_and_lists(train, results, caplog):
     done = train("vgg08", "--epochs", 1, "--seed", 3)
     assert done.exit_code == 0, done.output
     assert re.fullmatch(r"vgg08-1ep, seed 3: validation \d.* %.*, test .* %.*\n", done.stdout)
     assert done.stderr == ""
+    (line,) = caplog.messages  # without a terminal for a bar
+    assert re.fullmatch(r"vgg08-1ep, seed 3: epoch 1, loss \d.*, val .* %, \d+ s", line)
     record = records.read(records.folder_of(results, "vgg08-1ep", 3))
     assert (record["seed"], record["result"]["epochs"], record["data"]["train"]) == (3, 1, COUNTS["train"] * 19 // 20)
 

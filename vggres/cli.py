@@ -4,6 +4,7 @@ Exit status: 0 done, 1 `verify` found a problem, 2 bad input, 3 the time was up 
 passed over, 130 interrupted.
 """
 
+import logging
 import sys
 from dataclasses import replace
 from functools import partial
@@ -27,6 +28,8 @@ class OneLine(TyperGroup):
     """Prints whatever the user can mend as one line, and exits with its status."""
 
     def main(self, *args, standalone_mode=True, **kwargs):
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("vggres").setLevel(logging.INFO)
         try:
             status = super().main(*args, standalone_mode=False, **kwargs)
         except (UserError, OSError) as e:

@@ -1,5 +1,6 @@
 """`train` and `train_together`: the loop, selection on the validation set, and what becomes the record."""
 
+import logging
 import math
 import os
 import platform
@@ -23,6 +24,7 @@ from vggres.models import build, count_parameters, layers
 from vggres.runs import Run
 from vggres.weights import begin, keep
 
+log = logging.getLogger(__name__)
 APART = 40  # steps between runs that begin together: the end of an epoch keeps the host busy, so not all at once
 
 
@@ -149,7 +151,10 @@ def steps(
                 with engine.turn():
                     state.add((epoch + 1, *trained, *validated, lr, took), engine.net)
                     save(folder, run, seed, engine, state)
-                bar.set_postfix_str(f"epoch {epoch + 1}, loss {trained[0]:.3f}, val {100 * validated[1]:.1f} %")
+                line = f"epoch {epoch + 1}, loss {trained[0]:.3f}, val {100 * validated[1]:.1f} %"
+                bar.set_postfix_str(line)
+                if bar.disable:
+                    log.info(f"{run.name}, seed {seed}: {line}, {took:.0f} s")
 
         record = measure(run, seed, data, engine, state, test_set) | started
         if state.best is not None:
@@ -251,7 +256,7 @@ def claim(folder: Path):
 
 
 def progress(run: Run, seed: int, images: int, state: State) -> tqdm:
-    """A bar over all images of the run, with images/s and time left; silent where there is no terminal."""
+    """A bar over all images of the run, with images/s and time left; not where there is no terminal."""
     return tqdm(
         total=run.epochs * images,
         initial=state.epoch * images,
