@@ -10,12 +10,17 @@ from vggres.muon import SHARE, TOGETHER, Muon, TwoRates, orthogonal
 from vggres.runs import Run
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1e20])
 @pytest.mark.parametrize("shape", [(3, 32, 288), (2, 64, 32), (1, 16, 16)])
-def test_matrices_become_nearly_orthogonal_whatever_their_size(shape):
-    made = orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-3)
+def test_matrices_become_nearly_orthogonal_whatever_their_size(shape, size):
+    made = orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0)) * size)
     assert made.shape == shape
     values = torch.linalg.svdvals(made)
     assert values.min() > 0.3 and values.max() < 1.3  # of a square one, the smallest are small at first
+
+
+def test_of_nothing_nothing_is_made():
+    assert not orthogonal(torch.zeros(2, 32, 288)).any()
 
 
 def test_the_singular_vectors_and_their_signs_stay():

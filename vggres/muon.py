@@ -85,13 +85,15 @@ class Muon(torch.optim.Adam):
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
     """Nearly the nearest orthogonal matrix of each: singular values of 0.7 to 1.2, by a quintic Newton-Schulz iteration
-    whose coefficients are chosen for speed, not for convergence (Jordan et al., 2024).
+    whose coefficients are chosen for speed, not for convergence (Jordan et al., 2024). How small a matrix is does not
+    matter; in theirs one far below 1e-7 stays small.
 
     Shapes: (n, a, b) -> (n, a, b)
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = x / x.abs().amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)  # or small squares would be 0
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1)  # less only where all are 0, and stay so
     for _ in range(steps):
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x

@@ -169,9 +169,10 @@ _BY_COSINE = [  # the slopes at which it is 0.9, for 37 and for 67 layers (Zhang
     replace(MENDED, slope=0.36),
     replace(MENDED, model="vgg68", slope=0.49),
 ]
-# The same steps where a net is not mended at all, or otherwise.
+# The same steps where a net is not mended at all, or otherwise, or by half.
 _BY_MUON = [Run(model, optimizer="muon", lr=2e-2) for model in ("vgg38", "vgg38-bn-rc", "vgg38-skipinit")]
 MUON_PLAIN, MUON_BN_RC, _ = _BY_MUON
+_BY_MUON += [replace(MUON, slope=0.01), replace(MUON, init="default")]
 _CHANGED = [
     replace(MENDED, init=init, slope=slope, lr=lr)
     for init, slope, lr in product(("default", "delta-orthogonal"), (0.01, 0.6), (1e-3, 4e-4))
