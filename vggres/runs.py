@@ -300,7 +300,7 @@ _GROUPS += [
     # the second pair is the pre-training.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
     ((0,), [replace(run, epochs=5) for run in (*_FIXES, TWO_RATES, MENDED_68, _BY_COSINE[1], MUON_68, *_BY_MUON)]),
-    ((0,), [replace(run, epochs=15) for run in (MUON, MUON_BN_RC)]),
+    ((0,), [replace(run, epochs=15) for run in (MUON, MUON_BN_RC, MUON_PLAIN)]),
     ((0,), [replace(run, epochs=3, exhibits=()) for run in _PAIR + _PAIR_10] + _AFTER_IT),
 ]
 RUNS: dict[str, Run] = {run.name: run for _, group in _GROUPS for run in group}
