@@ -108,6 +108,7 @@ def test_dropout_is_drawn_from_the_key_alone_and_other_nets_leave_the_generator_
         ("resnet18-dropout", "sgd"),
         ("basenet-6", "sgd"),
         ("vgg16-bn-rc", "muon"),
+        ("vgg08", "adam-scaled"),
         ("vgg08", "adam-two-rates"),
     ],
 )

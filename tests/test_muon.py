@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from vggres.errors import UserError
 from vggres.models import build
-from vggres.muon import SHARE, TOGETHER, Muon, TwoRates, orthogonal
+from vggres.muon import SHARE, TOGETHER, Muon, ScaledAdam, TwoRates, orthogonal
 from vggres.runs import Run
 
 
@@ -61,6 +61,16 @@ def test_adam_at_two_rates_moves_the_convolutions_but_the_first_by_their_share()
         assert torch.allclose(moved[name], share * expected, rtol=1e-3, atol=1e-8), name
 
 
+def test_scaled_adam_steps_as_adam_does_and_as_far_where_the_gradient_is_next_to_nothing():
+    ours, theirs, deep = build("vgg08", 0), build("vgg08", 0), build("vgg38", 0)
+    moved = step(ours, ScaledAdam(ours.parameters(), torch.tensor(1e-3), fused=True))
+    for name, expected in step(theirs, torch.optim.Adam(theirs.parameters(), 1e-3, eps=1e-15)).items():
+        assert torch.allclose(moved[name], expected, rtol=1e-2, atol=1e-8), name
+    moved = step(deep, ScaledAdam(deep.parameters(), torch.tensor(1e-3), fused=True))
+    assert deep.entry.conv.weight.grad.abs().max() < 1e-12  # as it was
+    assert all(abs(moved[name].abs().median() - 1e-3) < 1e-5 for name in moved if name.endswith("conv1.weight"))
+
+
 @pytest.mark.parametrize("make", [Muon, TwoRates])
 def test_a_net_without_a_middle_to_train_is_refused(make):
     frozen = build("vgg08", 0).requires_grad_(False)
@@ -85,6 +95,7 @@ def test_its_steps_build_up_momentum_and_look_ahead():
         torch.testing.assert_close(p - before, expected, atol=1e-6, rtol=1e-3)
 
 
-def test_a_decay_that_it_would_not_heed_is_refused():
+@pytest.mark.parametrize("optimizer", ["muon", "adam-scaled"])
+def test_a_decay_that_it_would_not_heed_is_refused(optimizer):
     with pytest.raises(UserError, match="weight_decay must be 0"):
-        Run("vgg38", optimizer="muon", weight_decay=1e-3)
+        Run("vgg38", optimizer=optimizer, weight_decay=1e-3)

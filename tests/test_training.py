@@ -508,9 +508,10 @@ def test_progress_on_a_terminal_shows_loss_accuracy_speed_and_time_left(tmp_path
         Run("resnet18-dropout").tiny(limit=16, epochs=2, batch=8),
         Run("basenet-1", optimizer="sgd", lr=1e-2).tiny(limit=200, epochs=2, batch=50),
         Run("vgg16-bn-rc", optimizer="muon", lr=1e-2).tiny(limit=200, epochs=2, batch=50),
+        Run("vgg08", optimizer="adam-scaled").tiny(limit=200, epochs=2, batch=50),
         Run("vgg08", optimizer="adam-two-rates", lr=1e-2).tiny(limit=200, epochs=2, batch=50),
     ],
-    ids=["dropout", "sgd", "muon", "adam-two-rates"],
+    ids=["dropout", "sgd", "muon", "adam-scaled", "adam-two-rates"],
 )
 def test_dropout_and_momentum_resume_exactly_and_do_not_mind_company(tmp_path, synthetic, run):
     training.train(run, 0, synthetic, tmp_path / "whole", "cpu")

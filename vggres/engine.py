@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from vggres import fused, winograd
 from vggres.data import Images, Plan
 from vggres.errors import UserError
-from vggres.muon import Muon, TwoRates
+from vggres.muon import Muon, ScaledAdam, TwoRates
 
 WARM_UP = 3  # eager steps before a capture: they choose cuDNN's algorithms and allocate what lasts
 
@@ -67,8 +67,8 @@ class Engine:
             `fused`.
         lr, weight_decay: the step size and a coupled L2 decay.
         device, precision: see `pick_device` and `pick_precision`.
-        optimizer: "adam" (Kingma and Ba, 2015) as in `torch.optim`, "sgd", with momentum 0.9, "muon" or
-            "adam-two-rates", see `Muon` and `TwoRates`.
+        optimizer: "adam" (Kingma and Ba, 2015) as in `torch.optim`, "sgd", with momentum 0.9, or one of
+            `muon`: "muon", "adam-scaled", "adam-two-rates".
 
     It sets for the whole process: on CUDA cuDNN's choice of algorithms by trial, and no TF32; on a CPU that the C
     library keeps freed memory.
@@ -102,6 +102,7 @@ class Engine:
             "adam": (torch.optim.Adam, {"capturable": on_gpu}),
             "sgd": (torch.optim.SGD, {"momentum": 0.9}),
             "muon": (Muon, {"capturable": on_gpu}),
+            "adam-scaled": (ScaledAdam, {"capturable": on_gpu}),
             "adam-two-rates": (TwoRates, {"capturable": on_gpu}),
         }[optimizer]
         self.optimizer = make(

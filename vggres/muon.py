@@ -1,4 +1,5 @@
-"""Steps for deep nets: `Muon`, each a (nearly) orthogonal matrix times the rate; `TwoRates`, to hold against it."""
+"""Steps for deep nets: `Muon`, each a (nearly) orthogonal matrix times the rate; `ScaledAdam`, as long for the smallest
+gradient; `TwoRates`, to hold against Muon."""
 
 import torch
 from torch import Tensor
@@ -7,6 +8,7 @@ from vggres.errors import UserError
 
 MOMENTUM = 0.95
 TOGETHER = 3.6  # times the rate: how far a step moves all convolutions together, each in the spectral norm
+SCALE = 2.0**56
 SHARE = 0.18  # times the rate: what Adam's rates of all these convolutions add up to
 
 
@@ -24,6 +26,17 @@ def ends_and_middle(params) -> tuple[list[Tensor], list[Tensor]]:
     if not middle:
         raise UserError("muon and adam-two-rates are for nets of which more than one convolution is trained; take adam")
     return [p for p in params if not any(p is q for q in middle)], middle
+
+
+class ScaledAdam(torch.optim.Adam):
+    """Adam on gradients times 2**56: in effect its epsilon is 1e-25 instead of 1e-8. (Such an epsilon alone would not
+    do: Adam squares the gradient, and the square of 1e-23 is 0 in float32.)"""
+
+    def step(self, closure=None) -> None:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_mul_(gradients, SCALE)
+        super().step()
+        torch._foreach_mul_(gradients, 1 / SCALE)  # as they were: a power of two
 
 
 class TwoRates(torch.optim.Adam):

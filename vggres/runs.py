@@ -24,7 +24,7 @@ class Run:
         epochs, batch: passes over the training set, and images a step.
         lr, lr_end: the step size at the start and, of a cosine, at the end.
         weight_decay: the coefficient of a coupled L2 term.
-        optimizer: "adam", "sgd" with momentum 0.9, "muon" or "adam-two-rates", see `muon`.
+        optimizer: "adam", "sgd" with momentum 0.9, "muon", "adam-scaled" or "adam-two-rates", see `muon`.
         schedule: which of the two meanings of "cosine annealing", or steps down; see `lr_at`.
         augment: random crop of 32 after zero padding by 4, and horizontal flip.
         limit: use only this many training images (None: all); for short runs in tests and chapters.
@@ -43,7 +43,7 @@ class Run:
     lr: float = 1e-3
     lr_end: float = 2e-5
     weight_decay: float = 0.0
-    optimizer: Literal["adam", "sgd", "muon", "adam-two-rates"] = "adam"
+    optimizer: Literal["adam", "sgd", "muon", "adam-scaled", "adam-two-rates"] = "adam"
     schedule: Literal["cosine-epoch", "cosine-step", "step30"] = "cosine-epoch"
     augment: bool = True
     limit: int | None = None
@@ -68,8 +68,10 @@ class Run:
         for f in fields(self):
             if get_origin(f.type) is Literal and (value := getattr(self, f.name)) not in get_args(f.type):
                 raise UserError(f"no {f.name} is called {value!r}; there are {', '.join(get_args(f.type))}")
-        if self.optimizer == "muon" and self.weight_decay:
-            raise UserError("weight_decay must be 0 with muon: the length of its steps does not depend on the gradient")
+        if self.optimizer in ("muon", "adam-scaled") and self.weight_decay:
+            raise UserError(
+                f"weight_decay must be 0 with {self.optimizer}: its steps do not depend on the gradient's size"
+            )
         if self.trained == "last" and not self.start:
             raise UserError("trained='last' needs a start: the other layers would keep what they were drawn with")
 
@@ -173,6 +175,8 @@ _BY_COSINE = [  # the slopes at which it is 0.9, for 37 and for 67 layers (Zhang
 _BY_MUON = [Run(model, optimizer="muon", lr=2e-2) for model in ("vgg38", "vgg38-bn-rc", "vgg38-skipinit")]
 MUON_PLAIN, MUON_BN_RC, _ = _BY_MUON
 _BY_MUON += [replace(MUON, slope=0.01), replace(MUON, init="default")]
+# The net as it stands, by Adam, whose epsilon would drown its gradient.
+SCALED = Run("vgg38", optimizer="adam-scaled", lr=1e-4)
 _CHANGED = [
     replace(MENDED, init=init, slope=slope, lr=lr)
     for init, slope, lr in product(("default", "delta-orthogonal"), (0.01, 0.6), (1e-3, 4e-4))
@@ -187,6 +191,7 @@ _ASKED = [
     MUON_68,
     *_BY_COSINE,
     *_BY_MUON,
+    SCALED,
 ]
 
 
@@ -299,7 +304,10 @@ _GROUPS += [
     # For where there is no GPU: five epochs of the nets of the story, three of report C's pairs; the first net of
     # the second pair is the pre-training.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
-    ((0,), [replace(run, epochs=5) for run in (*_FIXES, TWO_RATES, MENDED_68, _BY_COSINE[1], MUON_68, *_BY_MUON)]),
+    (
+        (0,),
+        [replace(run, epochs=5) for run in (*_FIXES, TWO_RATES, MENDED_68, _BY_COSINE[1], MUON_68, *_BY_MUON, SCALED)],
+    ),
     ((0,), [replace(run, epochs=15) for run in (MUON, MUON_BN_RC, MUON_PLAIN)]),
     ((0,), [replace(run, epochs=3, exhibits=()) for run in _PAIR + _PAIR_10] + _AFTER_IT),
 ]
