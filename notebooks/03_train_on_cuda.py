@@ -121,8 +121,8 @@ assert not same(tenth, data.plan_epoch(5000, seed=1, epoch=10))
 
 # %% [markdown]
 # This is what makes a checkpoint simple: it keeps the number of the epoch and no state of any generator. It also makes
-# a CPU and a GPU see the same batches. Their results still differ in the last digits, because they add in another
-# order.
+# a CPU and a GPU see the same batches. Their results still differ: at first in the last digits, because they add in
+# another order (in more, where one computes in bfloat16), and after a hundred epochs by a point or more (chapter 07).
 #
 # ## Choose the precision
 #
@@ -377,13 +377,13 @@ for bench, row in measured:
 
 # %% [markdown]
 # The ratios hold within a row: each processor against itself. On both this loop is about three times as fast as the
-# naive one, for different reasons. The first processor multiplies far faster in bfloat16, and the naive loop, in
-# float32, uses a quarter of that or less; this loop, in bfloat16, comes to where memory counts, so it normalises, adds
-# the shortcut and activates in few passes (`vggres/fused_cpu.c`). Where there is only float32, the naive loop with
-# VGG38 is at half of what the machine can do, and twice as fast would be the end, were it not for the products that are
-# saved: the ceiling counts those of the definition, so this loop is above it. What is won beside comes from having no
-# worker processes beside the training, and from memory that is kept instead of asked for anew in every step.
-# `benchmarks/NOTES.md` tells what was tried, and what each change gave.
+# naive one, for different reasons. The first processor multiplies far faster in bfloat16. The naive loop, in
+# float32, uses about a quarter of that or less; this loop uses it, and so that passes over memory do not eat up what is
+# gained, it normalises, adds the shortcut and activates in few of them (`vggres/fused_cpu.c`). The second processor has
+# only float32. There the naive loop with VGG38 is already at half of the ceiling, so that a loop at the ceiling would
+# be twice as fast; this one is above it, because the ceiling counts the products of the definition, and Winograd's
+# algorithm saves most of them. On both, some is won by having no worker processes, and by keeping memory instead of
+# asking for it anew in every step. `benchmarks/NOTES.md` tells what was tried, and what each change gave.
 #
 # ## Stop, and go on
 #

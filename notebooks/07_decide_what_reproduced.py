@@ -198,10 +198,10 @@ assert abs(fit.train_acc["B", "vgg08"]) < 0.01 and fit.train_acc["B", "vgg38-bn"
 # ## Name the run that decides
 #
 # The reports contradict themselves and each other, and leave things unsaid. The four questions below have runs that
-# decide them; they are registered, and `vggres train --missing` trains them in order of importance. (On the fourth
-# stands what chapters 05 and 06 take luck to be worth, three points. The validation losses of seeds 10 and 30, 1.705
-# and 1.731, are those of the run without decay, 1.725, and not of the one with it, 1.353. If the two had decay after
-# all, luck would be worth thirteen points.)
+# decide them; they are registered, and `vggres train --missing` trains them in order of importance. (The
+# fourth matters for chapters 05 and 06. They take report B's seeds 10 and 30 for repeats of the run without decay, and
+# conclude that two runs of one net differ by up to three points. The validation losses support it: 1.705 and 1.731,
+# beside 1.725 without decay and 1.353 with it. Were they repeats of the run with decay, it would be thirteen points.)
 
 # %%
 questions = {
@@ -300,10 +300,10 @@ assert jumps["cosine once a batch"] > 3 * jumps["cosine once an epoch"] and spre
 # Did A train its VGG38 so, too? Its nets that learn, but one, fit less well than ours, by 3 to 17 points, as they would
 # if the rate never came to rest. But by its text two of them had another recipe. And the same is seen in report B,
 # whose VGG38 BN fits 4 points less well than ours, though its VGG08 lies on the cosine that falls once an epoch. So a
-# low fit is no proof of a swinging rate, and of B's recipe, too, only VGG08's is settled. `vgg38-bn-cosine-step` and
-# the like will decide. And how did B's "ResNet", with shortcuts in all blocks, come to fit 86 % of its training images?
-# Perhaps with crops and flips, too: our `vgg38-bn-rc`, with shortcuts in fewer blocks, fits 80 % with them. What
-# decides is `vgg38-resnet` with and without.
+# low fit is no proof of a swinging rate, and of B's recipe, too, only VGG08's is known, very likely.
+# `vgg38-bn-cosine-step` and the like will decide. And how did B's "ResNet", with shortcuts in all blocks, come to fit
+# 86 % of its training images? Perhaps with crops and flips, too: our `vgg38-bn-rc`, with shortcuts in fewer blocks,
+# fits 80 % with them. What decides is `vgg38-resnet` with and without.
 #
 # Some questions no run here will decide:
 #

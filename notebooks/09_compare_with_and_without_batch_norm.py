@@ -7,8 +7,8 @@
 #
 # **You will see** both nets before their first step, their first steps at three learning rates, their first three
 # epochs of CIFAR-10 and of CIFAR-100. (The report's full curves are registered, and not measured yet.)
-# **You will learn** that with shortcuts and He's weights the gradient arrives without BN, and that BN makes it worth
-# following.
+# **You will learn** that with shortcuts and He's weights the gradient arrives without BN, and that with BN the same
+# steps along it lead somewhere.
 # **You need** chapter 02, and about a minute of two CPU cores. No GPU and no dataset are needed.
 #
 # Cells that say *live* compute on your machine, on a small procedural set of 100 classes; everything else is replayed
@@ -128,9 +128,9 @@ assert min(loss["without BN"]) > 4.3, "without BN none of the rates leads away f
 # **Figure 1.** Lower is better. Compare each net at its best rate: with BN the loss is far below guessing after 20
 # steps, without BN it is still next to the dotted line, at each of the three rates. The net, the shortcuts, the images
 # and the steps are the same. (At 0.05, the report's rate, with batches five times as large, the net with BN is a little
-# worse than at 0.01, and far better than the other still.) So what BN gives to a net with shortcuts here is not a
-# gradient that arrives, but one that is worth following. Report C says it in its own words: BN is "mostly about
-# improving optimization".
+# worse than at 0.01, and far better than the other still.) So what BN gives to a net with shortcuts here is not that
+# a gradient arrives, but that steps along it lead somewhere; why, these curves do not tell. Report C says in its own
+# words that BN is "mostly about improving optimization".
 #
 # This is a small set and the first seconds of training.
 #

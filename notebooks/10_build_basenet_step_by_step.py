@@ -140,11 +140,13 @@ assert seen.iloc[1, 1] < 0.5 * seen.iloc[0, 1] and abs(seen.iloc[2, 1] - seen.il
 assert (seen.iloc[[0, 2], -1] > 99.9).all() and had.max() - had["7: BN after linear"] > 8
 
 # %% [markdown]
-# **Table 1.** With the shortcut the net learns its training images half as fast, and that is the head's doing: with BN
-# in the head the same net keeps pace with the one without a shortcut. But then it, too, knows all training images by
-# heart and is ten points worse on others. So what the shortcut costs in this net of eleven convolutions is what the net
-# makes of images that it has not seen. A tenth of each branch beside the whole of its input leaves the last sub-block
-# with much of what the entry saw, which is one reading of it; single runs at 5e-3 do not prove it.
+# **Table 1.** With the shortcut and its factor the net learns its training images half as fast. With BN in the head it
+# keeps pace with the net without a shortcut: so it may be the head that slows it down, but the net without a shortcut
+# was not trained with such a head. And then it, too, knows all training images by heart and is ten points worse on
+# others. So what shortcut and factor cost in this net of eleven convolutions is what the net makes of images that it
+# has not seen. (Which of the two costs it step 5 would tell, the shortcut without the factor; it is not measured.) A
+# tenth of each branch beside the whole of its input leaves the last sub-block with much of what the entry saw, which is
+# one reading of it; single runs at 5e-3 do not prove it.
 #
 # Is the report's 17 % then a net that had not learnt yet? Ours is there before its second epoch ends. Or a deeper one?
 # In Figure 3, below, depth without a shortcut does hurt.
@@ -313,7 +315,7 @@ assert abs(immortal["shortcut"] - immortal[scaled]) < 0.4
 # legend counts the dead, of the last batch's 25 images). A tenth of each branch makes a smaller sum, and leaves some
 # ten units of fifty alive: no more than the net without a shortcut has, but enough, where the depth does not stand in
 # the way. Whether it was so in the report cannot be told: it names no optimiser, and our runs of its steps are by SGD,
-# which leaves more of the head alive (Figure 2), though at step 6 the head still slows the net down (Table 1).
+# which leaves more of the head alive (Figure 2), though at step 6 the head may still slow the net down (Table 1).
 #
 # So a step 4 that throws the net back is plausible where the net is deep: BN alone does not make depth harmless, as
 # chapter 02 found of VGG38. Our net of step 4 has 11 convolutions, not 33, and by SGD nothing throws it back (Figure

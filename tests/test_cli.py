@@ -187,7 +187,7 @@ def test_a_queue_that_is_cut_off_goes_on_where_it_was(train, results, monkeypatc
     assert done.exit_code == 0
     assert "seed 1: resumes after epoch 1 of 2" in done.stderr and "seed 0" not in done.output
     assert "2 of 2 measured" in vggres("list", "--results", results).stdout
-    assert train("--missing").output == "nothing is missing\n"
+    assert train("--missing").output == "nothing is missing of what is queued\n"
 
 
 def test_the_queue_passes_over_what_another_process_trains(train, results, monkeypatch):
@@ -250,7 +250,7 @@ def test_verify_fails_when_one_digit_is_changed(train, results):
 
 
 def test_verify_without_records_says_so(tmp_path):
-    refused(vggres("verify", "--results", tmp_path / "none"), tmp_path / "none", "no such folder", "--results")
+    refused(vggres("verify", "--results", tmp_path / "none"), tmp_path / "none", "does not exist", "--results")
     refused(vggres("verify", "--results", tmp_path), tmp_path, "no record", "--results")
 
 

@@ -566,6 +566,9 @@ def test_the_last_layer_starts_as_it_was_drawn_also_for_another_number_of_classe
 
 def test_a_start_without_weights_says_what_to_train_first(tmp_path, synthetic, monkeypatch):
     untrained(monkeypatch)
+    with pytest.raises(weights.NoWeights, match="keeps no weights"):
+        training.train(further("all"), 0, synthetic, tmp_path, "cpu")
+    monkeypatch.setattr(weights, "WEIGHTS", {SMALL.name})
     with pytest.raises(weights.NoWeights, match=f"vggres train {SMALL.name}"):
         training.train(further("all"), 0, synthetic, tmp_path, "cpu")
 

@@ -164,7 +164,7 @@ def test_imagenets_weights_are_fetched_once_with_their_hash(tmp_path, file, monk
 
 def transfer(pictures, results, *args):
     return vggres(
-        "transfer", "--images", pictures, "--results", results, "--size", 32, "--epochs", 2, "--device", "cpu", *args
+        "transfer", "--images", pictures, "--results", results, "--size", 33, "--epochs", 2, "--device", "cpu", *args
     )
 
 
@@ -172,7 +172,7 @@ def test_the_command_fine_tunes_and_records(pictures, file, tmp_path):
     results = tmp_path / "results"
     done = transfer(pictures, results, "--weights", file)
     assert done.exit_code == 0, done.output
-    name = "resnet18-224-folder-pictures-32px-from-resnet18_local-lr5e-4-batch32-own-statistics-2ep"
+    name = "resnet18-224-folder-pictures-33px-from-resnet18_local-lr5e-4-batch32-own-statistics-2ep"
     record = records.read(records.folder_of(results, name, 0))
     assert re.match(rf"{name}, seed 0: validation .* test ", done.stdout)
     assert record["data"] == {"name": "pictures", **record["data"]} and record["data"]["train"] == 69
@@ -195,7 +195,10 @@ def test_the_command_refuses_in_one_line(pictures, file, tmp_path):
     torch.save(build("vgg08").state_dict(), other)
     refused(transfer(pictures, results, "--weights", other), "other", "resnet18-224")
     refused(transfer(pictures, results, "--weights", "none", "--seed", -1), "--seed", "-1")
-    refused(transfer(pictures, results, "--weights", "none", "--size", 0), "--size", "32")
+    refused(transfer(pictures, results, "--weights", "none", "--size", 32), "--size", "33")
+    refused(transfer(pictures, results, "--weights", "none", "--last-layer"), "--last-layer", "none")
+    other.write_text("no weights")
+    refused(transfer(pictures, results, "--weights", other), other)
 
 
 def test_another_file_of_the_same_name_is_not_taken_for_the_one_that_was_trained_from(pictures, file, tmp_path):

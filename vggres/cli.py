@@ -64,10 +64,12 @@ def _seeds(given: list[int] | int | None):
     return given
 
 
-Results = Annotated[
-    Path,
-    typer.Option(help="Folder of records.", default_factory=records.default_root, show_default="results/"),
-]
+def _results(**checks):
+    shown = dict(help="Folder of records.", default_factory=records.default_root, show_default="results/")
+    return Annotated[Path, typer.Option("--results", **shown, **checks)]
+
+
+Results, Recorded = _results(), _results(exists=True, file_okay=False)  # to write to; to read
 DataRoot = Annotated[
     Path,
     typer.Option(
@@ -81,7 +83,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
 
 
 @app.command("list")
-def list_(results: Results):
+def list_(results: Recorded):
     """Every registered run: validation accuracy (%) reported and measured, the state of its seeds, where it is told."""
     from vggres.tables import reported
 
@@ -91,9 +93,10 @@ def list_(results: Results):
     typer.echo(f"{'reported':>25} {'measured':>9}  {'seeds':15}  run  (where it is reported)")
     for run in RUNS.values():
         mine = measured[measured.run == run.name]
-        seeds = [seed for queued, seed in QUEUE if queued == run]
-        begun = {k: done for k in seeds if k not in set(mine.seed) and (done := epochs_done(results, run, k))}
-        state = [f"{mine.seed.isin(seeds).sum()} of {len(seeds)} measured" if len(mine) else "not measured"]
+        have, seeds = set(mine.seed), {seed for queued, seed in QUEUE if queued == run}
+        there = {int(path.parent.name[4:]) for path in results.glob(f"runs/{run.name}/seed*[0-9]/checkpoint*.pt")}
+        begun = {k: done for k in sorted(there - have) if (done := epochs_done(results, run, k))}
+        state = [f"{len(have)} of {len(seeds | have)} measured" if have else "not measured"]
         state += [f"seed {k} at epoch {done} of {run.epochs}" for k, done in begun.items()]
         mean = f"{100 * mine.val_acc.mean():.2f}" if len(mine) else "–"
         where = ", ".join(run.exhibits) or "–"
@@ -119,7 +122,7 @@ def train(
     root: DataRoot,
     results: Results,
     names: Annotated[
-        list[str] | None, typer.Argument(help="Runs, as `vggres list` names them.", metavar="[NAME...]")
+        list[str] | None, typer.Argument(help="Runs, as `vggres list` names them.", metavar="NAME")
     ] = None,
     seed: Annotated[
         list[int] | None,
@@ -157,7 +160,7 @@ def train(
     if missing:
         jobs = queue.missing(results, runs, seed or [])
     if not jobs:
-        typer.echo("nothing is missing", err=True)
+        typer.echo("nothing is missing of what is queued", err=True)
     say = partial(typer.echo, err=True)
     left = queue.work_off(jobs, root, results, device, minutes, together, missing, say, _tell)
     if left:
@@ -183,7 +186,7 @@ def transfer(
     ] = "imagenet",
     last_layer: Annotated[bool, typer.Option("--last-layer", help="Train the last layer only.")] = False,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
-    size: Annotated[int, typer.Option(min=32, help="Height and width of the images in pixels.")] = 224,
+    size: Annotated[int, typer.Option(min=33, help="Height and width of the images in pixels.")] = 224,
     seed: Annotated[
         int, typer.Option(help="Of the last layer, the order of the images and their crops.", callback=_seeds)
     ] = 0,
@@ -192,6 +195,8 @@ def transfer(
     """Fine-tune a ResNet-18 on your own images, as report D's part 2 does: lr 5e-4, batches of 32."""
     from vggres import photographs
 
+    if last_layer and weights == "none":
+        raise UserError("--last-layer keeps the other layers as --weights has them: it does not go with --weights none")
     name = {"imagenet": "imagenet", "none": None}.get(weights, Path(weights).stem.replace("-", "_"))
     run = Run(
         "resnet18-224",
@@ -199,8 +204,8 @@ def transfer(
         **dict(lr=5e-4, batch=32, epochs=epochs, normalise="own"),
         **dict(start=name, trained="last" if last_layer else "all"),
     )
-    start = read_file(None if weights == "imagenet" else Path(weights)) if name else None
     loaded, say = photographs.load(images, size), partial(typer.echo, err=True)
+    start = read_file(None if weights == "imagenet" else Path(weights)) if name else None
     _tell((run, seed), training.train(run, seed, loaded, results, device, say=say, start=start))
 
 
@@ -208,7 +213,7 @@ def transfer(
 def evaluate(
     name: Annotated[str, typer.Argument(help="A run whose weights are kept.", metavar="NAME")],
     root: DataRoot,
-    results: Results,
+    results: Recorded,
     device: Device = "auto",
 ):
     """Test a run's kept weights (of seed 0, the best on the validation set) beside what its record says."""
@@ -226,7 +231,7 @@ def evaluate(
 
 @app.command()
 def tables(
-    results: Results,
+    results: Recorded,
     readme: Annotated[
         Path | None, typer.Option(help="Renew the generated part of this file instead of printing.")
     ] = None,
@@ -244,7 +249,7 @@ def tables(
 
 
 @app.command()
-def figures(results: Results, out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("figures")):
+def figures(results: Recorded, out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("figures")):
     """Render every figure whose runs are recorded, as SVG and PNG."""
     from vggres.figures import render
 
@@ -253,10 +258,8 @@ def figures(results: Results, out: Annotated[Path, typer.Option(help="Folder to 
 
 
 @app.command()
-def verify(results: Results):
+def verify(results: Recorded):
     """Re-hash every record and name what does not match."""
-    if not results.is_dir():
-        raise UserError(f"{results}: no such folder of records; name another with --results")
     if not records.folders(results):
         raise UserError(f"{results}: holds no record; name another folder with --results")
     problems = records.verify(results)

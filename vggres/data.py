@@ -151,7 +151,7 @@ def load(name: str = "cifar100", root: Path | str | None = None) -> Data:
 
 def _spec(name: str) -> Spec:
     if name not in SPECS:
-        raise UserError(f"no dataset is called {name!r}; there are {', '.join(SPECS)} on disk, and synthetic in memory")
+        raise UserError(f"no dataset on disk is called {name!r}: there are {', '.join(SPECS)}; synthetic is in memory")
     return SPECS[name]
 
 

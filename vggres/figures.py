@@ -345,7 +345,7 @@ def stamp(
     runs = runs[runs.run.isin(names) & ((seed is None) | (runs.seed == seed))]
     seeds = ", ".join(str(s) for s in sorted(runs.seed.unique()))
     each = "single run" if len(runs) == len(set(names)) else f"n = {len(runs)} in all"
-    commits = ", ".join(sorted(set(runs.commit.str[:7])))
+    commits = ", ".join(sorted(set(runs.commit.str.split(", then ").explode().str[:7])))
     devices = "; ".join(sorted(set(runs.device + ", " + runs.precision)))
     digests = runs.set_index("run").digest.items()
     sets = {find(n).dataset.partition("-")[0].replace("cifar", "CIFAR-"): digest[:8] for n, digest in digests}

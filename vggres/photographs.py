@@ -34,15 +34,21 @@ def load(root: Path | str, size: int = 224) -> Data:
     try:
         first, *others = [ImageFolder(root / split) for split in (("train", "test") if apart else ("",))]
     except (OSError, ValueError) as e:
-        raise UserError(f"{root}: no images by class there ({e}); lay them out as {root}/<class>/<image>") from e
+        raise UserError(
+            f"{root}: no images by class there ({e}); lay them out as <class>/<image>, or "
+            "train/<class>/<image> and test/<class>/<image>"
+        ) from e
     if others and others[0].classes != first.classes:
         raise UserError(f"{root}: train and test have other classes: {first.classes}, {others[0].classes}")
 
     def pixels(files, transform) -> np.ndarray:
-        try:
-            return np.stack([np.asarray(transform(first.loader(path))) for path, _ in files])
-        except OSError as e:
-            raise UserError(f"{root}: a file is no image ({e}); take it away") from e
+        images = []
+        for path, _ in files:
+            try:
+                images.append(np.asarray(transform(first.loader(path))))
+            except Exception as e:  # of a class that depends on the damage
+                raise UserError(f"{path}: no image can be read from it ({e}); take it away") from e
+        return np.stack(images)
 
     def labels(files) -> np.ndarray:
         return np.array([label for _, label in files], np.int64)
@@ -59,7 +65,8 @@ def load(root: Path | str, size: int = 224) -> Data:
     train, test = (first.samples, others[0].samples) if apart else hold(5, first.samples)
     train, val = hold(20, train)
     if not (train and val and test):
-        raise UserError(f"{root}: too few images: {len(train)} train, {len(val)} validate, {len(test)} test")
+        counts = f"{len(train)} train, {len(val)} validate, {len(test)} test"
+        raise UserError(f"{root}: too few images: {counts}; a class needs 25, or 20 in train/ and some in test/")
     digests = {}
     for split, files in (("train", train + val), ("test", test)):
         each = sorted(hashlib.sha256(y.to_bytes(2) + Path(path).read_bytes()).digest() for path, y in files)

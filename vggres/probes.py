@@ -216,5 +216,6 @@ def slope_for(depth: int, cosine: float = 0.9) -> float:
     """
     most = cosine_after(depth, slope=0.0)
     if not 0 < cosine <= most:
-        raise UserError(f"no slope takes the cosine from 0 to {cosine} in {depth} layers; choose one up to {most:.2f}")
+        floor = math.floor(100 * most) / 100
+        raise UserError(f"no slope takes the cosine from 0 to {cosine} in {depth} layers; choose one up to {floor:g}")
     return brentq(lambda slope: cosine_after(depth, slope) - cosine, 0.0, 1.0)

@@ -165,7 +165,7 @@ def load_runs(results: Path | str | None = None) -> pd.DataFrame:
     rows = []
     for folder in folders(results):
         r = read(folder)
-        devices = [r["device"], *r["device"].get("later", [])]
+        devices, git = ([r[part], *r[part].get("later", [])] for part in ("device", "git"))
         shared = {device.get("together", r["time"].get("together", 1)) for device in devices}
         rows.append(
             {
@@ -178,7 +178,7 @@ def load_runs(results: Path | str | None = None) -> pd.DataFrame:
                 "device_type": r["device"]["type"],
                 "precision": ", then ".join(dict.fromkeys(device["precision"] for device in devices)),
                 "torch": r["env"]["torch"],
-                "commit": r["git"]["commit"],
+                "commit": ", then ".join(dict.fromkeys(entry["commit"] for entry in git)),
                 "digest": r["data"]["digest_train"],
                 "wall_s": r["time"]["wall_s"] / shared.pop() if len(shared) == 1 else math.nan,
             }
@@ -236,8 +236,9 @@ def _check(folder: Path):
         genuine = SPECS[run.dataset].digests
         if any(record["data"][f"digest_{split}"] != genuine[split] for split in ("train", "test")):
             yield f"was not trained on the genuine {run.dataset}"
-    if not COMMIT.fullmatch(record["git"]["commit"]):
-        yield f"has no commit: {record['git']['commit']!r}"
+    for entry in (record["git"], *record["git"].get("later", [])):
+        if not COMMIT.fullmatch(entry["commit"]):
+            yield f"has no commit: {entry['commit']!r}"
     history = pd.read_csv(folder / "history.csv").to_dict("records")
     if [r["epoch"] for r in history] != list(range(1, record["result"]["epochs"] + 1)):
         yield "history.csv has not one line an epoch"

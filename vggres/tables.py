@@ -245,7 +245,8 @@ def cost(names: list[str], results: Path | str | None = None) -> str:
         time = f", {g.wall_s.sum() / 60:.0f} minutes" * alone
         count = f"{len(g)} runs" if len(g) > 1 else "1 run"
         parts.append(f"{count}, {g.epochs.sum()} epochs{time} on {device} ({precision})")
-    commits = ", ".join(f"`{c[:7]}`" for c in runs[runs.run.isin(names)].commit.unique())
+    commits = runs[runs.run.isin(names)].commit.str.split(", then ").explode().unique()
+    commits = ", ".join(f"`{c[:7]}`" for c in commits)
     return f"Measured at {commits}; all records of this repository together: {'; '.join(parts)}."
 
 

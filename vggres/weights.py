@@ -4,10 +4,8 @@ started from."""
 import hashlib
 import io
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -57,9 +55,11 @@ def read(name: str, results: Path | str | None = None) -> tuple[dict[str, Tensor
     """The kept weights of a run, of seed 0, and the SHA-256 of their file. Raises as `load` does."""
     results = Path(results or records.default_root())
     folder = records.folder_of(results, name, 0)
-    if not (folder / "run.json").exists():
+    record = records.read(folder) if (folder / "run.json").exists() else {}
+    if "weights" not in record and name not in WEIGHTS:
+        raise NoWeights(f"{name}: its training keeps no weights; those that do: {', '.join(sorted(WEIGHTS))}")
+    if not record:
         raise NoWeights(f"{name}, seed 0, is not recorded: `vggres train {name}` first")
-    record = records.read(folder)
     if "weights" not in record:
         stored = sorted(path.stem for path in results.glob("weights*/*.safetensors"))
         raise NoWeights(
@@ -103,7 +103,7 @@ def read_file(file: Path | None = None) -> tuple[dict[str, Tensor], str]:
         else:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return {str(k): v for k, v in state.items() if isinstance(v, Tensor)}, hashlib.sha256(content).hexdigest()
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, AttributeError) as e:
+    except Exception as e:  # of a class that depends on the damage
         raise UserError(f"{file}: no weights can be read from it ({type(e).__name__})") from e
 
 
