@@ -308,7 +308,7 @@ _GROUPS += [
         (0,),
         [replace(run, epochs=5) for run in (*_FIXES, TWO_RATES, MENDED_68, _BY_COSINE[1], MUON_68, *_BY_MUON, SCALED)],
     ),
-    ((0,), [replace(run, epochs=15) for run in (MUON, MUON_BN_RC, MUON_PLAIN)]),
+    ((0,), [replace(run, epochs=15) for run in (MUON, MUON_BN_RC, MUON_PLAIN, SCALED)]),
     ((0,), [replace(run, epochs=3, exhibits=()) for run in _PAIR + _PAIR_10] + _AFTER_IT),
 ]
 RUNS: dict[str, Run] = {run.name: run for _, group in _GROUPS for run in group}
