@@ -254,6 +254,11 @@ def test_verify_without_records_says_so(tmp_path):
     refused(vggres("verify", "--results", tmp_path), tmp_path, "no record", "--results")
 
 
+@pytest.mark.parametrize("command", ["list", "tables", "figures"])
+def test_what_reads_records_wants_a_folder_that_is_there(command, tmp_path):
+    refused(vggres(command, "--results", tmp_path / "typo"), tmp_path / "typo", "does not exist")
+
+
 def test_tables_are_printed_or_renewed_between_the_markers_of_a_readme(tmp_path):
     printed, readme = vggres("tables"), tmp_path / "README.md"
     assert printed.exit_code == 0 and printed.stdout == tables.readme_table() + "\n"
@@ -307,6 +312,8 @@ def test_list_shows_every_run_and_what_is_measured(train, results):
     state = {line.split("  ")[-2].strip(): line for line in lines}
     assert list(state) == list(RUNS)
     assert "1 of 1 measured" in state["vgg08-5ep"]
+    train("vgg08", "--epochs", 5, "--seed", 7)  # which nothing queues
+    assert re.search(r"2 of 2 measured +vgg08-5ep ", vggres("list", "--results", results).stdout)
     assert "not measured" in state["vgg38"] and "A/Table 1" in state["vgg38"]
 
 

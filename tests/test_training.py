@@ -424,6 +424,7 @@ def test_a_later_commit_that_went_on_with_the_run_is_recorded(tmp_path, syntheti
     git = training.train(SMALL, 0, synthetic, tmp_path, "cpu")["git"]
     assert git["commit"] == "0" * 40
     assert git["later"] == [{"commit": "1" * 40, "dirty": False}]
+    assert records.load_runs(tmp_path).commit.tolist() == ["0" * 40 + ", then " + "1" * 40]
 
 
 def test_a_device_that_went_on_with_another_s_run_is_recorded(tmp_path, synthetic, monkeypatch):

@@ -103,17 +103,18 @@ def test_images_of_any_size_are_flipped_whole():
 
 @pytest.mark.parametrize("make", ["nothing", "no classes", "other classes", "no image", "too few"])
 def test_what_is_no_folder_of_images_is_refused(tmp_path, make):
-    root = tmp_path / "pictures"
+    root = named = tmp_path / "pictures"
     if make == "no classes":
         root.mkdir()
     elif make == "other classes":
         draw(root / "train", 1, 0)
         (draw(root / "test", 1, 0) / "red").rename(root / "test" / "yellow")
     elif make == "no image":
-        (draw(root, 30, 0) / "red" / "3.png").write_text("red")
+        named = draw(root, 30, 0) / "red" / "3.png"
+        named.write_text("red")
     elif make == "too few":
         draw(root, 3, 0)
-    with pytest.raises(UserError, match=re.escape(str(root))):
+    with pytest.raises(UserError, match=re.escape(str(named))):
         photographs.load(root, SIZE)
 
 
