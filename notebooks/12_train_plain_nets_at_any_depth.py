@@ -298,22 +298,22 @@ found = runs.loc[list(longer.values()), ["train_acc", "val_acc", "test_acc"]]
 # as far for any gradient. And so does Adam if all gradients are multiplied by $2^{56}$ first, for then $\epsilon$
 # counts for nothing. (This is *Adam, scaled*. A smaller $\epsilon$ alone would not do: Adam squares the gradient, and
 # the square of $10^{-23}$ is 0 in float32.) Replayed: CIFAR-100, PyTorch's weights, slope 0.01; by Adam at 1e-3, as in
-# the reports, by scaled Adam at 1e-4, by Muon at 2e-2, which has had fifteen epochs:
+# the reports, for a hundred epochs; by scaled Adam at 1e-4, and by Muon at 2e-2, for fifteen:
 
 # %%
 as_it_is = {
-    "Adam": ("vgg38-5ep", "--", 5),
-    "Adam, scaled": (f"{SCALED.name}-5ep", "-", 1),
+    "Adam": ("vgg38", "--", 100),
+    "Adam, scaled": (f"{SCALED.name}-15ep", "-", 1),
     "Muon": (f"{MUON_PLAIN.name}-15ep", ":", 15),
 }
 flows = {text: records.load_series(name, "gradients.csv") for text, (name, _, _) in as_it_is.items()}
-flows = {text: flow.drop(columns="seed").set_index("epoch") for text, flow in flows.items()}
+flows = {text: f[f.seed == 0].drop(columns="seed").set_index("epoch") for text, f in flows.items()}
 fig, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.8))
 left.plot(range(1, 39), flows["Adam"].loc[0], color="0.6", lw=2, label="before the first step")
 for text, (name, style, epoch) in as_it_is.items():
     how = dict(ls=style, color=figures.look("vgg38")[0], lw=2)
     left.plot(range(1, 39), flows[text].loc[epoch], **how, label=f"{text}: after epoch {epoch}")
-    history = records.load_series(name, "history.csv")
+    history = records.load_series(name, "history.csv").query("seed == 0 and epoch <= 15")
     right.plot(history.epoch, history.train_loss, **how, label=text)
 left.set(yscale="log", xlabel="layer, input to output", ylabel="mean |dE/dW|", title="The gradient mends itself")
 left.legend(frameon=False, fontsize=8)
@@ -325,22 +325,22 @@ plt.show()
 
 # %%
 scaled, orthogonal = (runs.loc[as_it_is[text][0]] for text in ("Adam, scaled", "Muon"))
-assert flows["Adam"].loc[0].min() < 1e-17 and flows["Adam"].loc[5].min() < 1e-17
+assert flows["Adam"].loc[0].min() < 1e-17 and flows["Adam"].loc[100].min() < 1e-17
 assert flows["Adam, scaled"].loc[1].min() > 1e-4 and flows["Adam, scaled"].loc[1:].min(axis=None) > 1e-5
 healed = flows["Muon"].min(axis=1)
 assert healed.loc[:7].max() < 1e-12 and healed.loc[9:].min() > 1e-4, "in the ninth epoch"
-assert 4.2 < scaled.train_loss < 4.35 and 0.02 < scaled.val_acc < 0.03
+assert 0.05 < scaled.val_acc < 0.06 and 0.09 < orthogonal.val_acc < 0.1
 alone = {
     (text, slope): 100 * runs.loc[f"{replace(MUON, init=init, slope=slope).name}-5ep", "val_acc"]
     for text, init in (("PyTorch's", "default"), ("delta-orthogonal", "delta-orthogonal"))
     for slope in (0.01, 0.6)
 }
-print(f"scaled Adam, 5 epochs: loss {scaled.train_loss:.2f} nats, validation {100 * scaled.val_acc:.1f} %")
-print(f"Muon, 15 epochs: validation {100 * orthogonal.val_acc:.1f} %, test {100 * orthogonal.test_acc:.1f} %")
+for text, run in (("scaled Adam", scaled), ("Muon", orthogonal)):
+    print(f"{text}, 15 epochs: validation {100 * run.val_acc:.1f} %, test {100 * run.test_acc:.1f} %")
 pd.Series(alone).unstack().round(1).rename_axis(index="weights", columns="by Muon, 5 epochs (%): slope")
 
 # %% [markdown]
-# **Figure 4 and Table 3.** *Left*: before the first step the gradient climbs from 1e-18 in stairs (grey), and five
+# **Figure 4 and Table 3.** *Left*: before the first step the gradient climbs from 1e-18 in stairs (grey), and a hundred
 # epochs of Adam (dashed) leave it so. By scaled Adam (solid) it is between 1e-4 and 1e-2 in every layer after *one*
 # epoch; by Muon (dotted) it gets there in the ninth, when the rate has fallen to 0.009. *Right*: from then on the loss
 # falls. It is the same net, the same weights, the same images in the same order as the one that "cannot be trained";
@@ -348,8 +348,8 @@ pd.Series(alone).unstack().round(1).rename_axis(index="weights", columns="by Muo
 # gradient drowns no less.)
 #
 # So a gradient that has vanished is not the end: it still points somewhere, and a step that does not ask for its size
-# goes there. But it costs. Scaled Adam is at 4.30 nats after five epochs, and right about 2.5 % of the validation
-# images; Muon at 9.4 % after fifteen, where it has brought the mended net to 52.0 %. And what it buys: with the weights
+# goes there. But it is slow. After fifteen epochs scaled Adam has 5.4 % of the validation images right, Muon 9.4 %,
+# where it has brought the mended net to 52.0 %. And with the weights
 # or the slope alone, by Muon, the net learns from its first or second epoch, and has 24 or 20 % after five; with both
 # 41 % (Table 3). What chapter 08 changes before the first step is then no condition for learning, but a head start.
 # (Single runs. How far the net gets as it is in a hundred epochs is not measured; nor is any other rate. Muon's authors
