@@ -340,20 +340,21 @@ for text, run in (("scaled Adam", scaled), ("Muon", orthogonal)):
 pd.Series(alone).unstack().round(1).rename_axis(index="weights", columns="by Muon, 5 epochs (%): slope")
 
 # %% [markdown]
-# **Figure 4 and Table 3.** *Left*: before the first step the gradient climbs from 1e-18 in stairs (grey); after a hundred
-# epochs of Adam (dashed) it is lower still. By scaled Adam (solid) it is between 1e-4 and 1e-2 in every layer after *one*
-# epoch; by Muon (dotted) it gets there in the ninth, when the rate has fallen to 0.009. *Right*: from then on the loss
-# falls. It is the same net, the same weights, the same images in the same order as the one that "cannot be trained";
-# what was between them is a number in Adam's denominator. (And a rate of 1e-4 instead of 1e-3, by which alone the
-# gradient drowns no less.)
+# **Figure 4 and Table 3.** *Left*: before the first step the gradient climbs from 1e-18 in stairs (grey); after a
+# hundred epochs of Adam (dashed) it is lower still. By scaled Adam (solid) it is between 1e-4 and 1e-2 in every layer
+# after *one* epoch; by Muon (dotted) it gets there in the ninth, when the rate has fallen to 0.009. *Right*: from then
+# on the loss falls. It is the same net, the same weights, the same images in the same order as the one that "cannot be
+# trained"; what was between them is a number in Adam's denominator. (And a rate of 1e-4 instead of 1e-3, by which alone
+# the gradient drowns no less.)
 #
 # So a gradient that has vanished is not the end: it still points somewhere, and a step that does not ask for its size
 # goes there. But it is slow. After fifteen epochs scaled Adam has 5.4 % of the validation images right, Muon 9.4 %,
 # where it has brought the mended net to 52.0 %. And with the weights or the slope alone, by Muon, the net learns from
-# its first or second epoch, and has 24 or 20 % after five; with both 41 % (Table 3). What chapter 08 changes before the first step is then no condition for learning, but a head start.
-# (Single runs. How far the net gets as it is in a hundred epochs is not measured; nor is any other rate. Muon's authors
-# add $10^{-7}$ to the norm that they divide by, and we did, too, at first: then it guesses for five epochs, as by Adam.
-# That record is kept apart, in `results/again/`.)
+# its first or second epoch, and has 24 or 20 % after five; with both 41 % (Table 3). What chapter 08 changes before the
+# first step is then no condition for learning, but a head start. (Single runs. How far the net gets as it is in a
+# hundred epochs is not measured; nor is any other rate. Muon's authors add $10^{-7}$ to the norm that they divide by,
+# and we did, too, at first: then it guesses for five epochs, as by Adam. That record is kept apart, in
+# `results/again/`.)
 #
 # ## What was shown
 #

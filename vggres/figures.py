@@ -245,7 +245,7 @@ def depth_axis(axes, layers: list[str]) -> None:
 
 
 def headline(results: Path | str | None = None) -> Figure | None:
-    """The story in one figure: the gradient before the first step decides what learns. None without records.
+    """The story in one figure: the gradient before the first step, and what learns. None without records.
 
     It shows Table 1's nets, BN + RC at its best learning rate and by Muon, and plain nets mended otherwise, as far as
     they are recorded.
