@@ -253,10 +253,10 @@ assert stages["entry"] == 0 and stages["stage1"] < 0.05 and stages["stage2"] < 0
 # fewer than half have changed, in their last digits. The third stage and the head do move, but their input is the same
 # for every image: all they can learn is one answer for all, and that is worth $\ln 100$ nats. This is what "does not
 # train" means here: not a bad minimum and not slowness. The early layers cannot move, because their steps are rounded
-# away; the late ones cannot learn, because they see one image. And if the early ones could move? Multiply all
-# gradients by $2^{56}$, and there is no $\epsilon$ to drown in. Then the same net, from the same weights, begins to
-# learn within an epoch of CIFAR-100, and from then on its gradient is healthy in all layers; but it stays far behind a
-# net that is repaired first (chapter 12).
+# away; the late ones cannot learn, because they see one image. And if the early ones could move? Multiply all gradients
+# by $2^{56}$, and there is no $\epsilon$ to drown in. Then, by steps of 1e-4, the same net, from the same weights,
+# begins to learn within an epoch of CIFAR-100, and from then on its gradient is healthy in all layers; but it stays far
+# behind a net that is repaired first (chapter 12).
 #
 # ## What was shown
 #
