@@ -32,6 +32,8 @@ CPU = torch.device("cpu")
 # Trains TINY in a process of its own; prints a line a batch so that the test can choose when to kill it.
 WORKER = """
 import sys
+import torch
+torch.set_num_threads(1)  # as in `conftest`
 from vggres import data, engine, training
 from vggres.runs import find
 step = engine.Engine.step
