@@ -93,13 +93,13 @@ assert 1.1 < a_layer < 1.25, "BN alone: a factor a layer"
 assert bn_rc.max() < 30 and 0.2 < power < 1.1, "BN + RC: a power of the depth"
 trained = records.load_series("vgg38-bn", "gradients.csv").set_index("epoch")
 falls = trained["entry.conv"] / trained["stage3.reduce.conv2"]
-assert (falls[0] > 90).all() and (falls[1] < 20).all()
+assert (falls[0] > 90).all() and (falls[1] < 22).all()
 
 # %% [markdown]
 # BN alone multiplies by 1.12 to 1.19 a layer, a little less than the theory says: harmless at 14 layers, hundreds at
 # 38, two hundred million at 128. It is chapter 01 the other way round, with a gentler factor. Yang et al. (2019) derive
 # it, and find that deep nets with BN alone are not trainable; but also that the imbalance shrinks much after one step.
-# In our VGG38 BN it falls from one or two hundred to less than twenty within an epoch, by the records. (Whether Adam,
+# In our VGG38 BN it falls from one or two hundred to twenty or so within an epoch, by the records. (Whether Adam,
 # which divides the size of the gradient out, would train a net of 128 layers with BN alone is not measured.) With
 # shortcuts the imbalance grows as well, but no faster than the depth itself. Now the reports' own nets, each with its
 # shortcuts and, to compare, without:

@@ -277,7 +277,7 @@ assert batches.gap[256] > batches.gap[100] > batches.gap[64] and batches["traini
 #
 # ## Measured here
 #
-# Of sets 1 to 4 the first three nets of set 1 are measured, VGG38 BN with two seeds, and no ResNet yet. Accuracies in
+# Of sets 1 to 4 the first three nets of set 1 are measured, three seeds each, and no ResNet yet. Accuracies in
 # percent, losses in nats.
 
 # %%
