@@ -206,7 +206,13 @@ figures.show("A-figure-6")
 # are registered (`vgg38-bn` and `vgg38-bn-wd1e-6-batch264-250ep`); what is drawn is the table's. Ours ends below the
 # report's star in validation accuracy and above it in loss, in all three runs. Two of them fit their training images
 # better than the report's, 58.5 and 58.7 against 56.0 %, the third does not, 55.8 %.
-#
+
+# %%
+ends, star = seeds[seeds.run == "vgg38-bn"], table[table.run == "vgg38-bn"].set_index("metric").reported
+assert (ends.val_acc < star.val_acc).all() and (ends.val_loss > star.val_loss).all()
+assert (100 * ends.train_acc).round(1).tolist() == [58.5, 58.7, 55.8]
+
+# %% [markdown]
 # ## The record behind a number
 #
 # Each measured number above comes from a folder of three text files. `vggres verify` hashes them again; changing one
