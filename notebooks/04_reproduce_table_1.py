@@ -105,28 +105,29 @@ than_vgg08 = val - 100 * rows.measured["vgg08"]
 assert -2 < than_vgg08["vgg38-bn"] < 0 < 2 < than_vgg08["vgg38-rc"] < 4 < 10 < than_vgg08["vgg38-bn-rc"]
 assert val["vgg38-bn-rc"] > val[["vgg38-bn", "vgg38-rc"]].max() + 7
 gained = {name: val[f"{name}-lr1e-2"] - val[name] for name in ("vgg38-bn", "vgg38-bn-rc")}
-assert -4 < gained["vgg38-bn"] < -2 < 0 < gained["vgg38-bn-rc"] < 1
-assert 4 < 100 * np.ptp(seeds[seeds.run == "vgg38-bn-lr1e-2"].val_acc) < 6
+assert -5 < gained["vgg38-bn"] < -3 < 0 < gained["vgg38-bn-rc"] < 1
+largest, *others = sorted(100 * seeds[seeds.run == "vgg38-bn-lr1e-2"].val_acc, reverse=True)
+assert 4.5 < largest - max(others) < 5 and np.ptp(others) < 0.5
 tested = seeds.groupby("run").test_acc.mean()
 told = tables.reported().query("report == 'A' and metric == 'test_acc' and run in @TABLE_1").set_index("run").value
-assert (tested[told.index] < told - 0.015).all()
+assert (tested[told.index] < told - 0.01).all()
 (100 * pd.DataFrame({"reported": told, "measured": tested[told.index]})).round(2).rename_axis("test images, % right")
 
 # %% [markdown]
-# Three runs of each of the first three rows, two of each other. What the report tells is there. The plain VGG38 does
-# not move in a hundred epochs: its loss is $\ln 100$, and it gives one and the same answer to all 2,500 validation
-# images, so that exactly 1 % of them are right. Either repair makes the same 38 layers train, but BN alone makes them
-# no better than eight plain layers (49.4 %), and shortcuts alone three points better, on average: one of three seeds by
-# less than one. The two together are seven points above that, each run above every run of RC, and the best of them has
-# the report's best validation accuracy.
+# Three runs of each row. What the report tells is there. The plain VGG38 does not move in a hundred epochs: its loss is
+# $\ln 100$, and it gives one and the same answer to all 2,500 validation images, so that exactly 1 % of them are right.
+# Either repair makes the same 38 layers train, but BN alone makes them no better than eight plain layers (49.4 %), and
+# shortcuts alone three points better, on average: one of three seeds by less than one. The two together are seven
+# points above that, each run above every run of RC, and the best of them has the report's best validation accuracy.
 #
 # Three things are not as in the report. There the larger rate costs BN alone five points, and gives six to both
-# together. Here it costs BN three, by two runs that are five points apart, and gives both together half a point: our BN
-# + RC is good at 1e-3 already. With shortcuts our nets *fit* better than the report's, by 7 to 17 points of training
-# accuracy, as VGG08 does by three; with BN alone they do not, the report's accuracy lies between our runs'. A rate that
-# swings to the end could do that; for these rows chapter 07 leaves it open. And on the test images, of which the text
-# has two numbers (the last table), ours stay below: 59.8 against 61.4 % for the best row. The report's best net fits
-# its own images less well, and the test images better.
+# together. Here it costs BN nearly four, on average (one of three runs is five points above the others), and gives
+# both together less than one: our BN + RC is good at 1e-3 already. With shortcuts our nets *fit* better than the
+# report's, by 8 to 17 points of training accuracy, as VGG08 does by three; with BN alone they do not, the report's
+# accuracy lies between our runs'. For three of these rows, VGG08, RC and the best, a rate that swings to the end gives
+# their training accuracies to a point (chapter 07). And on the test images, of which the text has two numbers (the last
+# table), ours stay below: 60.2 against 61.4 % for the best row. The report's best net fits its own images less well,
+# and the test images better.
 #
 # ## Figures 1 to 6
 #
@@ -175,9 +176,9 @@ figures.show("A-figure-4")
 
 # %% [markdown]
 # **Figure 4 of report A**: curves of VGG38 BN + RC at learning rate 1e-2, the report's best row. Its validation
-# accuracy ends on the reported value, and has been there since the seventieth epoch. The validation loss has its lowest
-# point near the fiftieth, and ends above the report's: the net goes on to fit its images, seven points further than the
-# report's, and becomes surer of its mistakes.
+# accuracy ends half a point above the reported value, and has been near it since the seventieth epoch. The validation
+# loss has its lowest point near the fiftieth, and ends above the report's: the net goes on to fit its images, eight
+# points further than the report's, and becomes surer of its mistakes.
 
 # %%
 best = records.load_series("vgg38-bn-rc-lr1e-2", "history.csv").groupby("epoch").mean()
@@ -250,6 +251,6 @@ made["result"]
 # - VGG38 fails as both reports say, from the first epoch to the hundredth. Batch normalisation makes it about as good
 #   as VGG08, residual connections three points better (one seed of three by less than one), the two together ten, with
 #   report A's best validation accuracy and less on the test images.
-# - Our VGG08, and our VGG38 with shortcuts, fit their training images better than report A's; with BN alone it does
-#   not.
+# - Our VGG08, and our VGG38 with shortcuts, fit their training images better than report A's, in three rows of four
+#   very likely because its rate swung (chapter 07); with BN alone it does not.
 # - Each number carries its seed, commit, device and the digest of its data; what has not been measured says so.

@@ -211,9 +211,9 @@ assert pooled_150 < theirs["BN + RC"]["vgg150-bn-rc"] / 10 and pooled_150 < 6 * 
 # ## Ask what depth buys
 #
 # Here is what report B prints for its deeper nets, one run each. Is a gain of a point and a half a gain? The report has
-# one clue: it trained VGG38 ResNet without weight decay from three seeds (its source calls two of them "wd 1e-3"; see
-# chapter 07). If $s$ is their standard deviation, two single runs of one net differ by less than $t_2\, s \sqrt 2$ in
-# 19 cases of 20 ($t_2 = 4.3$ is Student's t at 97.5 % with two degrees of freedom).
+# one clue: it trained VGG38 ResNet without weight decay from three seeds (its source calls two of them "wd 1e-3", but
+# they had none: chapter 07). If $s$ is their standard deviation, two single runs of one net differ by less than
+# $t_2\, s \sqrt 2$ in 19 cases of 20 ($t_2 = 4.3$ is Student's t at 97.5 % with two degrees of freedom).
 
 # %%
 told = tables.reported().query("report == 'B' and metric == 'val_acc'")
@@ -235,9 +235,10 @@ gains = told[told.run.isin(deeper)].set_index("run").value - base
 assert (abs(gains) < luck).all()
 
 # %% [markdown]
-# **Figure 3.** Report B's depths (stars). The grey band is where a second run of VGG38 itself would be expected, if it
-# varies as the three seeds did. All three deeper nets lie inside. Their order, 106 < 68 < 72, is not a finding; that
-# none is worse than VGG38 by more than luck is one, since plain VGG38 is worse than VGG08.
+# **Figure 3.** Report B's depths (stars), and our VGG38 (dots, a seed each). The grey band is where a second run of
+# VGG38 itself would be expected, if it varies as the three seeds did. All three deeper nets lie inside. Their order,
+# 106 < 68 < 72, is not a finding; that none is worse than VGG38 by more than luck is one, since plain VGG38 is worse
+# than VGG08.
 #
 # Report A's three nets differ in depth by a factor of ten and in validation accuracy by two and a half points; here the
 # shallowest and the deepest are even:
@@ -262,8 +263,8 @@ assert abs(deep.val_acc - shallow.val_acc) < 0.001 and deep.test_acc < shallow.t
 #
 # ## Measured here
 #
-# None of these runs is measured yet. This is what is reported; what is measured will stand beside it. Accuracies in
-# percent, losses in nats.
+# None of the deeper nets is measured yet. This is what is reported; what is measured will stand beside it. Accuracies
+# in percent, losses in nats.
 
 # %%
 verdicts = tables.verdicts().query("metric != 'params'")

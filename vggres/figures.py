@@ -75,7 +75,8 @@ EXHIBITS = {
 
 
 def draw(exhibit: str, results: Path | str | None = None) -> Figure | None:
-    """An exhibit from the runs that are recorded; None if none of them is. What is missing stands below the figure.
+    """An exhibit from the runs that are recorded; None if none of them is, or only one of several that are compared.
+    What is missing stands below the figure.
 
     Raises:
         UserError: no such exhibit.
@@ -84,11 +85,17 @@ def draw(exhibit: str, results: Path | str | None = None) -> Figure | None:
         raise UserError(f"no exhibit is called {exhibit!r}; there are {', '.join(EXHIBITS)}")
     how, names = EXHIBITS[exhibit]
     have = records.recorded(names, results)
-    if not have:
+    if len(have) < min(len(names), 2):
         return None
     if how == "flow":
         return flow(*have, results)
-    return curves(have, results, report=exhibit[0], missing=[name for name in names if name not in have])
+    return curves(have, results, report=exhibit[0], missing=unmeasured(exhibit, results))
+
+
+def unmeasured(exhibit: str, results: Path | str | None = None) -> list[str]:
+    """The runs of an exhibit that have no record."""
+    names = EXHIBITS[exhibit][1]
+    return [name for name in names if name not in records.recorded(names, results)]
 
 
 def show(exhibit: str):
@@ -96,7 +103,7 @@ def show(exhibit: str):
     from IPython.display import Markdown
 
     fig = draw(exhibit)
-    return picture(fig) if fig else Markdown(f"*Not measured: {', '.join(EXHIBITS[exhibit][1])}.*")
+    return picture(fig) if fig else Markdown(f"*Not measured: {', '.join(unmeasured(exhibit))}.*")
 
 
 def picture(fig: Figure):
@@ -375,5 +382,5 @@ def render(out: Path | str, results: Path | str | None = None):
         fig = draw(name, results) if name in EXHIBITS else headline(results)
         for kind in ("svg", "png") if fig else ():
             write_atomically(out / f"{name}.{kind}", encode(fig, kind))
-        runs = EXHIBITS[name][1] if name in EXHIBITS else ["any run of the story"]
+        runs = unmeasured(name, results) if name in EXHIBITS else ["any run of the story"]
         yield name, None if fig else f"not measured: {', '.join(runs)}"
