@@ -226,18 +226,18 @@ def settings(
     axes = fig.subplots()
     if band:
         axes.axvspan(100 * band[0], 100 * band[1], color="0.92", lw=0, label="as far as luck reaches")
-    marks = dict(ls="", mec="black", mew=0.6, clip_on=False)
+    marks = dict(ls="", mec="black", mew=0.6)
     for i, name in enumerate(names):
         stars, dots = told[told.run == name].value, runs[runs.run == name].val_acc
+        axes.plot(100 * dots, [i] * len(dots), marker="o", ms=7, color=PALETTE[0], **marks)
         axes.plot(100 * stars, [i] * len(stars), marker="*", ms=10, color="white", **marks)
-        axes.plot(100 * dots, [i] * len(dots), marker="o", ms=5, color=PALETTE[0], **marks)
     axes.plot([], [], marker="*", ms=10, color="white", label="reported (B)", **marks)
     axes.set(xlabel="validation accuracy (%)", xlim=(0, None), ylim=(len(names) - 0.5, -0.5))
     axes.set_yticks(range(len(names)), [title(name) for name in names])
     if have := records.recorded(names, results):
-        axes.plot([], [], marker="o", ms=5, color=PALETTE[0], label="measured here, a dot a seed", **marks)
+        axes.plot([], [], marker="o", ms=7, color=PALETTE[0], label="measured here, a dot a seed", **marks)
         stamp(fig, have, results)
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
+    fig.legend(frameon=False, loc="outside upper right", ncols=3)
     return fig
 
 
