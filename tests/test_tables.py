@@ -97,6 +97,15 @@ def test_the_readme_is_current():
     assert tables.update_readme(text) == text, "run `vggres tables --readme README.md`"
 
 
+def test_the_readme_counts_the_verdicts_as_they_are():
+    found = tables.verdicts().query("metric != 'params' and n > 0")
+    one, right = found[found.exhibit == "Table 1"], found[found.verdict == "reproduced"]
+    told = " ".join((ROOT / "README.md").read_text().split())
+    assert f"Of the {len(found)} numbers of the first two that are measured, {len(right)} are reproduced." in told
+    assert f"{(one.verdict == 'reproduced').sum()} of its {len(one)} losses and accuracies are reproduced" in told
+    assert f"{(right.report == 'B').sum()} of their {(found.report == 'B').sum()} numbers are reproduced" in told
+
+
 def test_a_readme_without_markers_is_refused():
     with pytest.raises(ValueError, match="table 1 begins"):
         tables.update_readme("# Another file")
