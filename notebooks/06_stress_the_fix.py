@@ -301,8 +301,8 @@ tables.for_reading(verdicts[verdicts.exhibit.isin(["Set 1", "Set 1a", "Set 2", "
 
 # %%
 runs = records.load_runs().set_index("run")
-parts = [runs.loc[name, ["train_acc", "val_loss", "val_acc", "test_acc"]] for name in ("vgg38-resnet", decayed[0])]
-without, decay = parts
+metrics = ["train_acc", "val_loss", "val_acc", "test_acc"]
+without, decay = (runs.loc[name, metrics] for name in ("vgg38-resnet", decayed[0]))
 means = pd.DataFrame({"without decay": without.mean(), "with 1e-3": decay.mean()}).T
 (means * [100, 1, 100, 100]).round(2)
 
