@@ -141,6 +141,9 @@ def test_the_queue_passes_over_what_has_no_dataset_here(train, root, monkeypatch
     waiting = [run for run, _ in QUEUE if run.dataset == "cifar10"]
     left = f"left: {len(waiting)} of {len(QUEUE)} runs, {sum(run.epochs for run in waiting)} epochs"
     assert set(seen) == {"cifar100", "cifar100-30"} and left in done.stderr
+    seen.clear()
+    refused(train(*{run.dataset: run.name for run, _ in QUEUE}.values()), "no cifar10 in", "vggres data")
+    assert not seen, "it is said before hours are spent on what is there"
     shutil.rmtree(root / data.SPECS["cifar100"].folder)
     refused(train("--missing"), "no cifar100 in", "vggres data")
 
@@ -181,6 +184,8 @@ def test_a_queue_that_is_cut_off_goes_on_where_it_was(train, results, monkeypatc
     with monkeypatch.context() as m:
         m.setattr(Engine, "evaluate", interrupted)
         assert train("--missing").exit_code == 130
+    folder = next(results.glob("runs/*/seed1"))
+    shutil.copytree(folder, folder.with_name("seed1-aside"))
     listed = vggres("list", "--results", results).stdout
     assert "1 of 2 measured, seed 1 at epoch 1 of 2" in listed
     done = train("--missing")
@@ -340,7 +345,7 @@ def test_epochs_must_be_positive(train, epochs):
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 10**30])
 def test_a_seed_must_be_one_that_the_generators_take(train, seed):
-    refused(train("vgg08", "--epochs", 1, "--seed", seed), "seed", seed)
+    refused(train("vgg08", "--epochs", 1, "--seed", seed), "'--seed'", "equal to")
 
 
 @pytest.mark.parametrize("minutes", [0, -1, "nan"])
@@ -352,9 +357,9 @@ def test_minutes_must_be_positive(train, minutes):
     ("args", "parts"),
     [
         ((), ["which run?", "vggres list", "--missing"]),
-        (("vgg08", "--together", 0), ["--together", "not 0"]),
+        (("vgg08", "--together", 0), ["'--together'", "equal to 1"]),
         (("--missing", "--epochs", 1), ["--missing", "--epochs"]),
-        (("--missing", "--seed", -1), ["--seed", "-1"]),
+        (("--missing", "--seed", -1), ["'--seed'", "equal to 0"]),
     ],
 )
 def test_what_train_cannot_do_is_refused(train, args, parts):

@@ -198,21 +198,22 @@ def test_a_failed_download_says_so(tmp_path, monkeypatch):
     def offline(*_, **__):
         raise OSError("no route to host")
 
+    offline.filename = "cifar.tar.gz"
     monkeypatch.setattr(torchvision.datasets, "CIFAR100", offline)
     with pytest.raises(UserError, match=f"could not be downloaded to {tmp_path}: no route to host"):
         data.fetch("cifar100", tmp_path)
 
 
 def test_what_is_fetched_is_named_and_its_archive_is_deleted(tmp_path, monkeypatch):
-    (tmp_path / "mine.tar.gz").write_text("kept")
-
     def download(root, download):
         (root / "cifar.tar.gz").write_text("theirs")
+        (root / "other.tar.gz").write_text("of another download beside this one")
         write_small(monkeypatch, root)
 
+    download.filename = "cifar.tar.gz"
     monkeypatch.setattr(torchvision.datasets, "CIFAR100", download)
     assert data.fetch("cifar100", tmp_path) == tmp_path / data.SPECS["cifar100"].folder
-    assert [path.name for path in tmp_path.glob("*.tar.gz")] == ["mine.tar.gz"]
+    assert [path.name for path in tmp_path.glob("*.tar.gz")] == ["other.tar.gz"]
 
 
 def test_what_is_there_is_not_fetched_again(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ def test_a_record_is_of_a_registered_run_of_all_its_epochs_on_the_whole_dataset(
     few = SPECS[run.dataset].images_a_class
     train = few * SPECS[run.dataset].classes if few else 47_500
     assert (record["data"]["train"], record["data"]["val"], record["data"]["test"]) == (train, 2_500, 10_000)
-    assert record["git"]["dirty"] is False and set(record["git"]["commit"]) != {"0"}
+    assert not record["git"]["dirty"] and set(record["git"]["commit"]) != {"0"}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("weights/*.safetensors")))

@@ -195,7 +195,7 @@ def test_the_command_refuses_in_one_line(pictures, file, tmp_path):
     other = tmp_path / "other.pth"
     torch.save(build("vgg08").state_dict(), other)
     refused(transfer(pictures, results, "--weights", other), "other", "resnet18-224")
-    refused(transfer(pictures, results, "--weights", "none", "--seed", -1), "--seed", "-1")
+    refused(transfer(pictures, results, "--weights", "none", "--seed", -1), "'--seed'", "equal to 0")
     refused(transfer(pictures, results, "--weights", "none", "--size", 32), "--size", "33")
     refused(transfer(pictures, results, "--weights", "none", "--last-layer"), "--last-layer", "none")
     other.write_text("no weights")

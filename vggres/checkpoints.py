@@ -4,7 +4,6 @@ import hashlib
 import io
 import math
 import os
-import shutil
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,7 +68,7 @@ def save(folder: Path, run: Run, seed: int, engine: Engine, state: State) -> Non
     )
     newest, previous = checkpoints(folder)
     if newest.exists():
-        shutil.copyfile(newest, previous)
+        os.replace(newest, previous)
     content = buffer.getvalue()
     write_atomically(newest, hashlib.sha256(content).digest() + content)
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from typer.core import TyperGroup
 
@@ -35,6 +36,9 @@ class OneLine(TyperGroup):
         except (UserError, OSError) as e:
             typer.echo(f"vggres: {e}", err=True)
             status = 2
+        except torch.OutOfMemoryError as e:
+            typer.echo(f"vggres: the GPU's memory is full; fewer --together, or a smaller --size ({e})", err=True)
+            status = 2
         except Exception as e:
             if not hasattr(e, "format_message"):  # what Typer says of wrong usage, under any version's class
                 raise
@@ -57,11 +61,7 @@ app = typer.Typer(
 )
 
 
-def _seeds(given: list[int] | int | None):
-    for k in [given] if isinstance(given, int) else given or []:
-        if not 0 <= k < 2**63:
-            raise UserError(f"--seed must be from 0 to 2**63 - 1, not {k}")
-    return given
+SEEDS = dict(min=0, max=2**63 - 1)
 
 
 def _results(**checks):
@@ -94,7 +94,8 @@ def list_(results: Recorded):
     for run in RUNS.values():
         mine = measured[measured.run == run.name]
         have, seeds = set(mine.seed), {seed for queued, seed in QUEUE if queued == run}
-        there = {int(path.parent.name[4:]) for path in results.glob(f"runs/{run.name}/seed*[0-9]/checkpoint*.pt")}
+        there = {path.parent.name[4:] for path in results.glob(f"runs/{run.name}/seed*/checkpoint*.pt")}
+        there = {int(k) for k in there if k.isdigit()}  # not what was moved aside, such as seed0.old
         begun = {k: done for k in sorted(there - have) if (done := epochs_done(results, run, k))}
         state = [f"{len(have)} of {len(seeds | have)} measured" if have else "not measured"]
         state += [f"seed {k} at epoch {done} of {run.epochs}" for k, done in begun.items()]
@@ -129,7 +130,7 @@ def train(
         typer.Option(
             help="Of weights, order of the images and augmentation; may be repeated.",
             show_default="0; with --missing all that are queued",
-            callback=_seeds,
+            **SEEDS,
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Train fewer or more epochs: a run of another name.")] = None,
@@ -137,7 +138,7 @@ def train(
     minutes: Annotated[
         float | None, typer.Option(help="Stop cleanly after this time; the same command resumes.")
     ] = None,
-    together: Annotated[int, typer.Option(help="How many runs at once; more than one only pays on a GPU.")] = 1,
+    together: Annotated[int, typer.Option(min=1, help="How many runs at once; more than one only pays on a GPU.")] = 1,
     missing: Annotated[
         bool, typer.Option("--missing", help="What has no record, the most important first; NAME... restricts it.")
     ] = False,
@@ -145,8 +146,6 @@ def train(
     """Train runs and record them; what was begun is resumed, what is recorded is kept."""
     if minutes is not None and not minutes > 0:
         raise UserError(f"--minutes must be positive, not {minutes}")
-    if together < 1:
-        raise UserError(f"--together must be at least 1, not {together}")
     if missing and epochs is not None:
         raise UserError("--missing trains runs as they are registered: it does not go with --epochs")
     if not (names or missing):
@@ -156,9 +155,8 @@ def train(
         other = [replace(run, epochs=epochs, exhibits=()) for run in runs]
         runs = [RUNS.get(run.name, run) for run in other]
     pick_device(device)
-    jobs = list(dict.fromkeys((run, k) for k in seed or [0] for run in runs))
-    if missing:
-        jobs = queue.missing(results, runs, seed or [])
+    named = dict.fromkeys((run, k) for k in seed or [0] for run in runs)
+    jobs = queue.missing(results, runs, seed or []) if missing else list(named)
     if not jobs:
         typer.echo("nothing is missing of what is queued", err=True)
     say = partial(typer.echo, err=True)
@@ -187,9 +185,7 @@ def transfer(
     last_layer: Annotated[bool, typer.Option("--last-layer", help="Train the last layer only.")] = False,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
     size: Annotated[int, typer.Option(min=33, help="Height and width of the images in pixels.")] = 224,
-    seed: Annotated[
-        int, typer.Option(help="Of the last layer, the order of the images and their crops.", callback=_seeds)
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of the last layer, the order of the images and their crops.", **SEEDS)] = 0,
     device: Device = "auto",
 ):
     """Fine-tune a ResNet-18 on your own images, as report D's part 2 does: lr 5e-4, batches of 32."""
@@ -204,8 +200,10 @@ def transfer(
         **dict(lr=5e-4, batch=32, epochs=epochs, normalise="own"),
         **dict(start=name, trained="last" if last_layer else "all"),
     )
-    loaded, say = photographs.load(images, size), partial(typer.echo, err=True)
+    pick_device(device)
+    records.provenance()
     start = read_file(None if weights == "imagenet" else Path(weights)) if name else None
+    loaded, say = photographs.load(images, size), partial(typer.echo, err=True)
     _tell((run, seed), training.train(run, seed, loaded, results, device, say=say, start=start))
 
 
@@ -243,7 +241,7 @@ def tables(
         typer.echo(readme_table(results))
         return
     try:
-        write_atomically(readme, update_readme(readme.read_text(), results).encode())
+        write_atomically(readme, update_readme(readme.read_text("utf-8"), results).encode())
     except (OSError, ValueError) as e:
         raise UserError(f"{readme}: cannot be renewed: {e}") from e
 

@@ -194,14 +194,16 @@ def fetch(name: str = "cifar100", root: Path | str | None = None) -> Path:
     if not available(name, root):
         from torchvision import datasets
 
-        theirs = set(root.glob("*.tar.gz"))
+        source = getattr(datasets, spec.torchvision)
+        archive = root / source.filename
+        theirs = archive.exists()
         try:
             root.mkdir(parents=True, exist_ok=True)
-            getattr(datasets, spec.torchvision)(root, download=True)
+            source(root, download=True)
         except (OSError, RuntimeError) as e:
             raise UserError(f"{name} could not be downloaded to {root}: {e}") from e
-        for archive in set(root.glob("*.tar.gz")) - theirs:
-            archive.unlink()
+        if not theirs:
+            archive.unlink(missing_ok=True)
     return _find(name, root)
 
 

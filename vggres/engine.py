@@ -40,7 +40,7 @@ def pick_device(name: str = "auto") -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"no device is called {name!r}; use auto, cpu, cuda or cuda:1")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
         raise UserError(
             f"{name!r} was asked for, but this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
         )

@@ -7,13 +7,16 @@ from pathlib import Path
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content`; a crash at any moment leaves the old file or the new one, whole."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as f:
-        try:
+    file, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with open(file, "wb") as f:
             f.write(content)
             f.flush()
-            os.fsync(f.fileno())
-            os.chmod(f.name, 0o644)
-            os.replace(f.name, path)
-        except BaseException:
-            os.unlink(f.name)
-            raise
+            os.fsync(file)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException as e:
+        os.unlink(name)
+        if isinstance(e, OSError):  # a full disk does not say which file did not fit
+            raise OSError(e.errno, e.strerror, str(path)) from e
+        raise

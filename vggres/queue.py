@@ -56,12 +56,15 @@ def work_off(
     """
     began, worked, left, total = time.monotonic(), 0, dict.fromkeys(jobs), len(jobs)
     cost = {run.model: multiply_adds(run.model) for run, _ in jobs}
-    absent = dict.fromkeys(run.dataset for run, _ in jobs if not data.available(run.dataset, root))
-    if pass_over and absent and (have := [job for job in jobs if job[0].dataset not in absent]):
-        say(f"passed over: what needs {', '.join(absent)}; `vggres data --dataset` fetches it")
-        jobs = have
-    sharing = min(together, len(_unrecorded(results, jobs)) or 1)
     load = functools.cache(lambda dataset: data.load(dataset, root))
+    absent = dict.fromkeys(run.dataset for run, _ in jobs if not data.available(run.dataset, root))
+    have = [job for job in jobs if job[0].dataset not in absent]
+    if absent and not (pass_over and have):
+        load(next(iter(absent)))  # says what is missing, before hours are spent on the others
+    elif absent:
+        say(f"passed over: what needs {', '.join(absent)}; `vggres data --dataset` fetches it")
+    jobs = have
+    sharing = min(together, len(_unrecorded(results, jobs)) or 1)
 
     def seconds_left() -> float:
         return math.inf if minutes is None else 60 * minutes - (time.monotonic() - began)

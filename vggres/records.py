@@ -54,7 +54,7 @@ def provenance() -> dict:
     """The commit of the code that runs, and whether the tracked files of this package differ from it.
 
     It is read once in a process, since what is edited later is not what runs. `VGGRES_COMMIT` names it where the tree
-    stands without its repository.
+    stands without its repository; whether it differs is not known then: None.
 
     Raises:
         UserError: there is no commit to be found; a record without one would prove nothing.
@@ -62,7 +62,7 @@ def provenance() -> dict:
     if commit := os.environ.get("VGGRES_COMMIT"):
         if not COMMIT.fullmatch(commit):
             raise UserError(f"VGGRES_COMMIT must be the 40 hexadecimal digits of a commit, not {commit!r}")
-        return {"commit": commit, "dirty": False}
+        return {"commit": commit, "dirty": None}
     here = Path(__file__).resolve()
 
     def git(*args: str) -> str:
@@ -76,10 +76,11 @@ def provenance() -> dict:
             "commit": git("rev-parse", "HEAD"),
             "dirty": bool(git("status", "--porcelain", "--untracked-files=no", ".")),
         }
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.CalledProcessError) as e:
+        why = (getattr(e, "stderr", None) or str(e)).strip()
         raise UserError(
-            f"a record needs the commit of the code, and {here.parent} is not in a git checkout; train from a clone, "
-            "or set VGGRES_COMMIT to the commit"
+            f"a record needs the commit of the code, and git does not tell that of {here.parent} ({why}); train from "
+            "a clone, or set VGGRES_COMMIT to the commit"
         ) from None
 
 

@@ -138,6 +138,7 @@ def steps(
                     plan = choices(run, seed, epoch, data, train_set).to(engine.device)
                 for i, batch in enumerate(plan.batches(run.batch)):
                     if time.monotonic() > deadline:
+                        say(f"the time was up after {i} of {an_epoch} steps of epoch {epoch + 1}, which begins anew")
                         return None
                     lr = run.lr_at(epoch * an_epoch + i, an_epoch)
                     engine.draw_from(seed, epoch, i)
