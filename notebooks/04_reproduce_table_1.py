@@ -42,7 +42,8 @@ table = tables.table_1()
 tables.as_text(table)
 
 # %% [markdown]
-# **Table 1.** Reported against measured. Of the seven rows, this many are measured so far:
+# **Table 1.** Reported against measured. (Report A prints VGG38's accuracies as "00.01", and its text has 0.01 and
+# 0.001. We read 1 %, which is what guessing gives.) Of the seven rows, this many are measured so far:
 
 # %%
 rows = table[table.metric == "val_acc"].set_index("run")
@@ -245,12 +246,12 @@ made["result"]
 # ## What was shown
 #
 # - VGG08, three seeds, agrees with every number that report B prints for it, to a point or 0.03 nats. Report A's
-#   training accuracy is three points lower, very likely because its learning rate swung by the batch instead of falling
+#   training accuracy is three points lower, probably because its learning rate swung by the batch instead of falling
 #   by the epoch; of the two and a half points in validation that explains one, and the rest is within what other
 #   validation images do (chapter 07).
 # - VGG38 fails as both reports say, from the first epoch to the hundredth. Batch normalisation makes it about as good
 #   as VGG08, residual connections three points better (one seed of three by less than one), the two together ten, with
 #   report A's best validation accuracy and less on the test images.
 # - Our VGG08, and our VGG38 with shortcuts, fit their training images better than report A's, in three rows of four
-#   very likely because its rate swung (chapter 07); with BN alone it does not.
+#   perhaps because its rate swung (chapter 07); with BN alone it does not.
 # - Each number carries its seed, commit, device and the digest of its data; what has not been measured says so.

@@ -96,13 +96,13 @@ falls = trained["entry.conv"] / trained["stage3.reduce.conv2"]
 assert (falls[0] > 90).all() and (falls[1] < 22).all()
 
 # %% [markdown]
-# BN alone multiplies by 1.12 to 1.19 a layer, a little less than the theory says: harmless at 14 layers, hundreds at
-# 38, two hundred million at 128. It is chapter 01 the other way round, with a gentler factor. Yang et al. (2019) derive
-# it, and find that deep nets with BN alone are not trainable; but also that the imbalance shrinks much after one step.
-# In our VGG38 BN it falls from one or two hundred to twenty or so within an epoch, by the records. (Whether Adam,
-# which divides the size of the gradient out, would train a net of 128 layers with BN alone is not measured.) With
-# shortcuts the imbalance grows as well, but no faster than the depth itself. Now the reports' own nets, each with its
-# shortcuts and, to compare, without:
+# BN alone multiplies by about 1.16 a layer, a little less than the theory says: harmless at 14 layers, hundreds at 38,
+# two hundred million at 128. (One draw of the weights; draws differ by a factor of three at 38 layers, chapter 02.) It
+# is chapter 01 the other way round, with a gentler factor. Yang et al. (2019) derive it, and find that deep nets with
+# BN alone are not trainable; but also that the imbalance shrinks much after one step. In our VGG38 BN it falls from one
+# or two hundred to twenty or so within an epoch, by the records. (Whether Adam, which divides the size of the gradient
+# out, would train a net of 128 layers with BN alone is not measured.) With shortcuts the imbalance grows as well, but
+# no faster than the depth itself. Now the reports' own nets, each with its shortcuts and, to compare, without:
 
 # %% tags=["nbval-ignore-output"]
 theirs = pd.DataFrame(
@@ -193,7 +193,8 @@ assert (projected[ends] < 1.2).all() and (projected[[e - 1 for e in ends]] > 6).
 # **Figure 2.** It does: each block adds a little less than 1. And here is what sets report A's VGG150 apart. Where it
 # halves the image its shortcut has a BN of its own, which brings the stream back to 1: one long stream has become four
 # short ones, and each pays its power of the depth anew, at the rate of the first blocks, which is the dearest. Report
-# B's pooling keeps the stream going. (The small steps down are the pooling, which averages four pixels.)
+# B's pooling keeps the stream going. (The small steps down are the pooling, which averages four pixels.) This is the
+# premise. Which power follows is not derived here: Figure 1 has about 0.6, for the gradient of weights.
 #
 # The test: leave VGG150 its three convolutions a block, and give it report B's shortcut.
 
@@ -203,10 +204,10 @@ print(f"VGG150, first conv / last: {theirs['BN + RC']['vgg150-bn-rc']:.0f}; with
 assert pooled_150 < theirs["BN + RC"]["vgg150-bn-rc"] / 10 and pooled_150 < 6 * theirs["BN + RC"]["vgg106-resnet"]
 
 # %% [markdown]
-# More than ten times nearer to balance, and within a few times of VGG106. So a shortcut that *is* the identity does
-# more for the gradient than one that has been fitted with a convolution and a BN. He et al. found the same by training
-# ("Identity mappings in deep residual networks", 2016; in their first paper projections were slightly
-# better).
+# More than ten times nearer to balance, and within a few times of VGG106. So a shortcut that is pooled and no more does
+# more for the gradient than one that has been fitted with a convolution and a BN. What that is worth in training is not
+# measured here. He et al. found projections on *all* shortcuts harmful ("Identity mappings in deep residual networks",
+# 2016); where only the image is halved, as here, slightly better (in their first paper).
 #
 # ## Ask what depth buys
 #
@@ -291,7 +292,7 @@ figures.show("A-figure-9")
 #
 # ## What was shown
 #
-# - BN alone multiplies the gradient by 1.12 to 1.19 a layer; at 128 layers that is two hundred million.
+# - BN alone multiplies the gradient by about 1.16 a layer; at 128 layers that is two hundred million.
 # - With identity shortcuts the stream grows, each block counts for less, and the gradient grows with a power of the
 #   depth. A shortcut that is normalised on its way restarts the stream and gives part of that away.
 # - The reports train nets of up to 150 layers; of those with more than 38 none is measured here yet. What report B

@@ -4,13 +4,13 @@
 # Chapter 08 mends a plain VGG38: with delta-orthogonal weights, a LeakyReLU of slope 0.6, and steps of 4e-4 by Adam it
 # learns. Slope and step were searched for. Can they be computed, for any depth? And why must the step be so small?
 #
-# **You will see** plain nets of 38 to 248 layers learn at the same pace; how long a step is in each of its directions;
-# and an optimiser by which plain nets learn several times as fast, and the best repaired net about twice as fast. With
-# it the plain VGG38 gets 61 % of CIFAR-100's test images right. At last the VGG38 of the reports, just as it is, mends
-# its own gradient, from 1e-18 to 1e-3.
-# **You will learn** that neither depth nor a gradient that has vanished is what stops a plain net; and that a step may
-# be large at the ends of a net, while in its middle it must be small, and does most if it is an orthogonal matrix.
-# **You need** chapter 08, and about a minute and a half of two CPU cores.
+# **You will see** plain nets of 38 to 248 layers learn at about the same pace; how long a step is in each of its
+# directions; and an optimiser by which plain nets learn several times as fast, and the best repaired net about twice as
+# fast. With it the plain VGG38 gets 61 % of CIFAR-100's test images right. At last the VGG38 of the reports, just as it
+# is, mends its own gradient, from 1e-18 to 1e-3. **You will learn** that neither depth nor a gradient that has vanished
+# is what stops a plain net; and that a step may be large at the ends of a net, while in its middle it must be small,
+# and does most by Muon, as an orthogonal matrix. **You need** chapter 08, and about a minute and a half of two CPU
+# cores.
 #
 # What is *live* here uses the procedural set of 100 classes, its images averaged down to 8 x 8 pixels. What plain nets
 # learn from CIFAR-100 is in the records, at the end.
@@ -53,8 +53,8 @@ def fit(net, lr, steps=60, make=torch.optim.Adam):
 #
 # By the theory of chapter 08, slope 0.6 leaves two unrelated images a cosine of 0.65 after 37 layers. If that is what
 # lets the net learn, then a deeper net wants the slope that leaves 0.65 at *its* depth. And if a step changes each of
-# $L$ layers by a share $r$ of itself, the output changes by up to a share of $(1 + r)^L - 1$ (Bernstein et al., 2020):
-# $r$ must shrink as $1/L$, and so must Adam's step.
+# $L$ layers by a share $r$ of itself, the output changes by up to a share of $(1 + r)^L - 1$ (Bernstein et al., 2020).
+# To be safe at every depth $r$ has to shrink as $1/L$, and Adam's step with it.
 
 
 # %%
@@ -99,15 +99,17 @@ plt.show()
 
 # %%
 ends = pd.Series({text: losses.tail(15).mean() for text, losses in deeper.items()})
-assert ends.max() < 4.45 and ends.max() - ends.min() < 0.3, "whatever the depth, they learn, and about as fast"
+assert 3.9 < ends.min() < ends.max() < 4.35 and ends.max() - ends.min() < 0.3, "whatever the depth, they learn"
 assert abs(unchanged.tail(15).mean() - np.log(100)) < 0.03, "with what suits 38 layers, 248 guess"
 
 # %% [markdown]
-# **Figure 1.** The four lines end within 0.3 nats, in no order of depth. Slope and step were searched for VGG38 alone.
-# With its slope and step the net of 248 layers (dashed) blows up within its first steps and then guesses. Depth is no
-# obstacle by itself. It is no help either: a slope of 0.83 is nearer to a line than to a ReLU, and by construction the
-# deep net, before its first step, leaves two unrelated images at the same cosine as the shallow one: all its layers
-# together are no more nonlinear. The theory makes depth harmless, not useful.
+# **Figure 1.** The four lines end between 4.0 and 4.3 nats, in no order of depth. Slope and step were searched for
+# VGG38 alone. With its slope and step the net of 248 layers (dashed) blows up within its first steps and then guesses
+# (which of the two it might have kept is not tried). Depth is no obstacle by itself, in these first steps. It is no
+# help either: a slope of 0.83 is nearer to a line than to a ReLU, and by construction the deep net, before its first
+# step, leaves two unrelated images at the same cosine as the shallow one: all its layers together are no more
+# nonlinear. The theory makes depth nearly harmless, not useful: CIFAR-100, below, tells VGG68 from VGG38 by seven
+# points after five epochs of Adam, by one of Muon.
 #
 # ## Make a step an orthogonal matrix
 #
@@ -253,6 +255,7 @@ assert means.loc[MUON.name].tolist() == [61.0, 61.3] and means.loc[best].tolist(
 assert means.val_acc[["vgg38-resnet", "vgg38-resnet-wd1e-3"]].tolist() == [62.4, 65.5]
 assert pairs.min().test_acc[MUON.name] > pairs.max().test_acc[best], "each run of one above each of the other"
 assert pairs.min().val_acc[MUON.name] < pairs.max().val_acc[best], "but not on the validation images"
+assert means.test_acc["vgg38-resnet"] == 62.0
 assert adam["mended VGG68"] < adam["VGG38 SkipInit"] < adam["mended VGG38"]
 assert abs(plain.val_acc - annealed.val_acc) < 0.02 and 0 < plain.test_acc - annealed.test_acc < 0.03
 found = runs.loc[list(longer.values()), ["train_acc", "val_acc", "test_acc"]]
@@ -280,9 +283,10 @@ found = runs.loc[list(longer.values()), ["train_acc", "val_acc", "test_acc"]]
 # repairs, by Adam at 1e-2, report A's best row, VGG38 has 60.2 and 60.4 % (of three); the report prints 61.4 and 59.95
 # %, and, of the validation images, 51.39 and 52.32 % for one repair alone. Report B, with shortcuts in all blocks,
 # prints 61.36 to 62.32 % (validation) for three seeds, and 65.32 % with a weight decay of 1e-3; here those nets have
-# 62.4 and 65.5 % (of three each). So the plain net is far above what one repair gives, and level with both where
-# weights do not decay, as its own do not: each of its two runs is ahead of all three on the test images, but not on the
-# validation images, and 2,500 of these place an accuracy within two points either way. What it had: the weights, the
+# 62.4 and 65.5 % (of three each). So the plain net, by Muon, is far above what one repair gives by Adam, and level with
+# report A's best: each of its two runs is ahead of all three of that on the test images, but not on the validation
+# images, and 2,500 of these place an accuracy within two points either way. Report B's, by Adam without decay, is a
+# point above it on these, and less than one on the test images (62.0 %). What it had: the weights, the
 # slope, and a step that is large at the ends, and in the middle small and an orthogonal matrix.
 #
 # What is missing? BN + RC bears a step of 1e-2 by Adam in all layers. By the same steps as the plain net it is a point
@@ -301,12 +305,12 @@ found = runs.loc[list(longer.values()), ["train_acc", "val_acc", "test_acc"]]
 # as far for any gradient. And so does Adam if all gradients are multiplied by $2^{56}$ first, for then $\epsilon$
 # counts for nothing. (This is *Adam, scaled*. A smaller $\epsilon$ alone would not do: Adam squares the gradient, and
 # the square of $10^{-23}$ is 0 in float32.) Replayed: CIFAR-100, PyTorch's weights, slope 0.01; by Adam at 1e-3, as in
-# the reports, for a hundred epochs; by scaled Adam at 1e-4, and by Muon at 2e-2, for fifteen:
+# the reports, and by scaled Adam at 1e-4, for a hundred epochs; by Muon at 2e-2, for fifteen:
 
 # %%
 as_it_is = {
     "Adam": ("vgg38", "--", 100),
-    "Adam, scaled": (f"{SCALED.name}-15ep", "-", 1),
+    "Adam, scaled": (SCALED.name, "-", 1),
     "Muon": (f"{MUON_PLAIN.name}-15ep", ":", 15),
 }
 flows = {text: records.load_series(name, "gradients.csv") for text, (name, _, _) in as_it_is.items()}
@@ -316,57 +320,62 @@ left.plot(range(1, 39), flows["Adam"].loc[0], color="0.6", lw=2, label="before t
 for text, (name, style, epoch) in as_it_is.items():
     how = dict(ls=style, color=figures.look("vgg38")[0], lw=2)
     left.plot(range(1, 39), flows[text].loc[epoch], **how, label=f"{text}: after epoch {epoch}")
-    history = records.load_series(name, "history.csv").query("seed == 0 and epoch <= 15")
+    history = records.load_series(name, "history.csv").query("seed == 0")
     right.plot(history.epoch, history.train_loss, **how, label=text)
 left.set(yscale="log", xlabel="layer, input to output", ylabel="mean |dE/dW|", title="The gradient mends itself")
 left.legend(frameon=False, fontsize=8)
 right.axhline(np.log(100), color="0.6", lw=0.8)
-right.text(15, np.log(100) + 0.02, "guessing", color="0.4", ha="right", fontsize=8)
-right.set(xlabel="epoch", ylabel="training loss (nats)", ylim=(3.8, 4.7), title="And the net begins to learn")
+right.text(100, np.log(100) + 0.02, "guessing", color="0.4", ha="right", fontsize=8)
+right.set(xlabel="epoch", ylabel="training loss (nats)", ylim=(3, 4.75), title="And the net learns, slowly")
 right.legend(frameon=False, fontsize=8, loc="lower left")
 plt.show()
 
 # %%
 scaled, orthogonal = (runs.loc[as_it_is[text][0]] for text in ("Adam, scaled", "Muon"))
 assert flows["Adam"].loc[0].min() < 1e-17 and flows["Adam"].loc[100].min() < 1e-17
-assert flows["Adam, scaled"].loc[1].min() > 1e-4 and flows["Adam, scaled"].loc[1:].min(axis=None) > 1e-5
+assert flows["Adam, scaled"].loc[1].min() > 1e-4 and flows["Adam, scaled"].loc[1:].min(axis=None) > 1e-4
 healed = flows["Muon"].min(axis=1)
 assert healed.loc[:7].max() < 1e-12 and healed.loc[9:].min() > 1e-4, "in the ninth epoch"
-both = records.load_series(as_it_is["Adam, scaled"][0], "gradients.csv").set_index("epoch").drop(columns="seed")
-assert (both.loc[0].min(axis=1) < 1e-17).all() and both[both.index > 0].min(axis=None) > 1e-5, "of both seeds"
-assert (100 * pairs.mean().val_acc[scaled.name]).round(1) == 4.9 and pairs.size()[scaled.name] == 2
-assert 0.05 < scaled.val_acc < 0.06 and 0.09 < orthogonal.val_acc < 0.1
+short = f"{SCALED.name}-15ep"
+both = records.load_series(short, "gradients.csv").set_index("epoch").drop(columns="seed")
+assert (both.loc[0].min(axis=1) < 1e-17).all() and both[both.index > 0].min(axis=None) > 1e-5, "of two more runs"
+assert (100 * pairs.mean().val_acc[short]).round(1) == 4.9 and pairs.size()[short] == 2
+assert scaled[["train_acc", "val_acc", "test_acc"]].min() > 0.19 and scaled.train_acc < 0.2
+assert 0.09 < orthogonal.val_acc < 0.1
 alone = {
     (text, slope): 100 * runs.loc[f"{replace(MUON, init=init, slope=slope).name}-5ep", "val_acc"]
     for text, init in (("PyTorch's", "default"), ("delta-orthogonal", "delta-orthogonal"))
     for slope in (0.01, 0.6)
 }
 for text, run in (("scaled Adam", scaled), ("Muon", orthogonal)):
-    print(f"{text}, 15 epochs: validation {100 * run.val_acc:.1f} %, test {100 * run.test_acc:.1f} %")
+    print(f"{text}, {run.epochs} epochs: validation {100 * run.val_acc:.1f} %, test {100 * run.test_acc:.1f} %")
 pd.Series(alone).unstack().round(1).rename_axis(index="weights", columns="by Muon, 5 epochs (%): slope")
 
 # %% [markdown]
 # **Figure 4 and Table 3.** *Left*: before the first step the gradient climbs from 1e-18 in stairs (grey); after a
 # hundred epochs of Adam (dashed) it is lower still. By scaled Adam (solid) it is between 1e-4 and 1e-2 in every layer
-# after *one* epoch; by Muon (dotted) it gets there in the ninth, when the rate has fallen to 0.009. *Right*: from then
-# on the loss falls. It is the same net, the same weights, the same images in the same order as the one that "cannot be
-# trained"; what was between them is a number in Adam's denominator, and a rate of 1e-4 instead of 1e-3. (The rate alone
-# does nothing against $\epsilon$. $2^{56}$ alone may not do either: in a trial on the procedural images scaled Adam at
-# 1e-3 still guessed after a thousand steps, where at 1e-4 it had begun.)
+# after *one* epoch, and stays there; by Muon (dotted) it gets there in the ninth, when the rate has fallen to 0.009.
+# *Right*: from then on the loss falls. It is the same net, the same weights, the same images in the same order as the
+# one that "cannot be trained"; what was between them is a number in Adam's denominator, and a rate of 1e-4 instead of
+# 1e-3. (The rate alone does nothing against $\epsilon$. $2^{56}$ alone may not do either: in a trial on the procedural
+# images scaled Adam at 1e-3 still guessed after a thousand steps, where at 1e-4 it had begun.)
 #
 # So a gradient that has vanished is not the end: it still points somewhere, and a step that does not ask for its size
-# goes there. But it is slow. After fifteen epochs scaled Adam has 5.4 % of the validation images right (seed 1: 4.5 %),
-# Muon 9.4 %, where it has brought the mended net to 52.0 %. And with the weights or the slope alone, by Muon, the net
-# learns from its first or second epoch, and has 24 or 20 % after five; with both 41 % (Table 3). What chapter 08
-# changes before the first step is then no condition for learning, but a head start. (Single runs, but for scaled Adam.
-# How far the net gets as it is in a hundred epochs is not measured, nor is a whole run at any other rate. In trials of
-# 570 and 665 steps on CIFAR-100, at constant rates, nothing certain had begun by scaled Adam at 2e-4 and 3e-4, it had
-# at 2e-5, and nothing by Muon at 2e-3 and 5e-3. Muon's authors add $10^{-7}$ to the norm that they divide by, and we
-# did, too, at first: then it guesses for five epochs, as by Adam. That record is kept apart, in `results/again/`.)
+# goes there. But it is slow. After a hundred epochs scaled Adam has 19.4 % of the validation images right, and 19.5 %
+# of the training images: the net does not overfit, it has not got further. (Runs of fifteen epochs, whose rate has come
+# down by then, have 5.4 and 4.5 %.) Muon has 9.4 % after fifteen, where it has brought the mended net to 52.0 %. And
+# with the weights or the slope alone, by Muon, the net learns from its first or second epoch, and has 24 or 20 % after
+# five; with both 41 % (Table 3). What chapter 08 changes before the first step is then no condition for learning, but
+# more than a head start: after a hundred epochs the net that was mended first has three times as much. (Single runs,
+# but for scaled Adam's fifteen epochs. How far Muon gets with the net as it is in a hundred is not measured, nor is a
+# whole run at any other rate. In trials of 570 and 665 steps on CIFAR-100, at constant rates, nothing certain had begun
+# by scaled Adam at 2e-4 and 3e-4, it had at 2e-5, and nothing by Muon at 2e-3 and 5e-3. Muon's authors add $10^{-7}$ to
+# the norm that they divide by, and we did, too, at first: then it guesses for five epochs, as by Adam. That record is
+# kept apart, in `results/again/`.)
 #
 # ## What was shown
 #
-# - From the cosine that lets one plain net learn, the slope can be computed for any depth; the step must shrink as the
+# - From the cosine that lets one plain net learn, the slope can be computed for any depth; the step is shrunk as the
 #   number of layers grows. Plain nets of 38 to 248 layers then learn at about the same pace on the procedural images;
 #   on CIFAR-100 VGG68 is seven points behind VGG38 after five epochs by Adam, and one by Muon.
 # - Adam's step has to be small in the middle of the net only. That alone gains nearly all there is to gain on the
@@ -374,9 +383,10 @@ pd.Series(alone).unstack().round(1).rename_axis(index="weights", columns="by Muo
 #   nets learn several times as fast.
 # - On CIFAR-100, with such steps, plain nets of 38 and of 68 layers are at 40.6 and 39.8 % (validation) after five
 #   epochs, and nets with shortcuts, with batch normalisation or without, at 41.4 and 41.8 %; after a hundred the first
-#   has 61.0 %, level with VGG38 with both repairs and no weight decay, here and in the reports.
+#   has 61.0 %, level with report A's best VGG38, which Adam trained. With a shortcut in every block VGG38 has, by Adam,
+#   62.4 %, and 65.5 % with weight decay.
 # - A gradient of 1e-18 is lost in Adam's epsilon, not for learning. Multiplied by $2^{56}$, at a rate of 1e-4, or by
-#   Muon, it is healthy in every layer an epoch, or nine, later, and the VGG38 of the reports, as it is, begins to
-#   learn; far more slowly than one that was mended first.
+#   Muon, it is healthy in every layer an epoch, or nine, later, and the VGG38 of the reports, as it is, learns: 19 % in
+#   a hundred epochs by scaled Adam, a third of what it has if it is mended first and trained by Muon.
 # - Depth does not stop a plain net. Nothing here shows that it helps, either: by construction, what the slope leaves of
 #   the nonlinearity at the start is the same for all depths.

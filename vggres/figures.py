@@ -15,8 +15,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from vggres import records
 from vggres.errors import UserError
 from vggres.files import write_atomically
-from vggres.runs import MENDED, MENDED_68, MUON, MUON_68, MUON_BN_RC, MUON_PLAIN, TWO_RATES, find
-from vggres.tables import label, reported
+from vggres.runs import MENDED, MENDED_68, MUON, MUON_68, MUON_BN_RC, MUON_PLAIN, SCALED, TWO_RATES, find
+from vggres.tables import METRICS, label, reported
 
 matplotlib.rcParams |= {
     "svg.hashsalt": "vggres",
@@ -143,17 +143,20 @@ def curves(
 ) -> Figure:
     """Loss and accuracy by epoch: training faint and dashed, validation solid, one colour a run, a line a seed.
 
-    A star at the last epoch is what the report prints for the validation set, of each seed that it trained.
+    A star at the last epoch is what the report prints, of each seed that it trained: filled for the validation set,
+    white for the training set.
     """
     fig = Figure(figsize=(10, 3.6))
     loss, acc = fig.subplots(1, 2)
     told = reported(results)
-    told = told[(told.report == report) & told.run.isin(names) & told.metric.isin(["val_loss", "val_acc"])]
+    told = told[(told.report == report) & told.run.isin(names) & told.metric.isin(METRICS)]
+    star = dict(marker="*", ls="", ms=9, mew=0.6)
     for name, colour in zip(names, colours(names), strict=True):
         for axes, metric, scale in ((loss, "loss", 1), (acc, "acc", 100)):
             axes.plot([], [], color=colour, label=title(name).replace(" (", "\n").rstrip(")"))
-            stars = scale * told[(told.run == name) & (told.metric == f"val_{metric}")].value
-            axes.plot([find(name).epochs] * len(stars), stars, "*", color=colour, ms=9, mec="black", mew=0.6)
+            for part, how in (("train", dict(color="white", mec=colour)), ("val", dict(color=colour, mec="black"))):
+                stars = scale * told[(told.run == name) & (told.metric == f"{part}_{metric}")].value
+                axes.plot([find(name).epochs] * len(stars), stars, **star | how, zorder=3)
             by_epoch(axes, records.load_series(name, "history.csv", results), metric, colour)
     loss.axhline(np.log(100), color="0.6", lw=0.8, ls=":")
     acc.axhline(1, color="0.6", lw=0.8, ls=":")
@@ -162,7 +165,8 @@ def curves(
     loss.plot([], [], "--", color="0.4", lw=1.2, label="training")
     loss.plot([], [], color="0.4", lw=1.5, label="validation")
     if len(told):
-        loss.plot([], [], "*", color="0.4", ms=9, mec="black", mew=0.6, label="validation, reported")
+        loss.plot([], [], **star, color="white", mec="0.4", label="training, reported")
+        loss.plot([], [], **star, color="0.4", mec="black", label="validation, reported")
     fig.legend(*loss.get_legend_handles_labels(), frameon=False, loc="outside right center")
     for axes in fig.axes:
         axes.set_xlabel("epoch")
@@ -254,11 +258,11 @@ def depth_axis(axes, layers: list[str]) -> None:
 def headline(results: Path | str | None = None) -> Figure | None:
     """The story in one figure: the gradient before the first step, and what learns. None without records.
 
-    It shows Table 1's nets, BN + RC at its best learning rate and by Muon, and plain nets mended otherwise, as far as
-    they are recorded.
+    It shows Table 1's nets, BN + RC at its best learning rate and by Muon, plain nets mended otherwise, and VGG38 as it
+    is by other optimisers, as far as they are recorded.
     """
     names = ["vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2"]
-    names += [run.name for run in (MENDED, MUON, MUON_68, MUON_BN_RC, MUON_PLAIN)]
+    names += [run.name for run in (MENDED, MUON, MUON_68, MUON_BN_RC, MUON_PLAIN, SCALED)]
     names = records.recorded(names, results)
     if not names:
         return None
@@ -271,7 +275,7 @@ def headline(results: Path | str | None = None) -> Figure | None:
         table = records.load_series(name, "gradients.csv", results)
         start = table[(table.epoch == 0) & (table.seed == table.seed.min())].drop(columns=["epoch", "seed"]).iloc[0]
         if (net := (run.model, run.init, run.slope)) not in drawn:  # whatever it is then trained by
-            gradient.plot(np.arange(1, len(start) + 1), start, **style)
+            gradient.plot(np.arange(1, len(start) + 1), start, **style, label=label(replace(run, optimizer="adam")))
         drawn.add(net)
         histories = records.load_series(name, "history.csv", results)
         for _, history in histories.groupby("seed"):
@@ -298,6 +302,8 @@ def headline(results: Path | str | None = None) -> Figure | None:
         ylabel="mean |dE/dW|",
         title="Before the first step: the gradient of each layer",
     )
+    gradient.set_ylim(gradient.get_ylim()[0] / 1e4)  # room for the legend
+    gradient.legend(frameon=False, fontsize=8, loc="lower right", ncols=2, columnspacing=1)
     accuracy.axhline(1, color="0.6", lw=0.8, ls=":")
     accuracy.set(
         xlabel="epoch",
@@ -353,7 +359,8 @@ def stamp(
     seeds = ", ".join(str(s) for s in sorted(runs.seed.unique()))
     each = "single run" if len(runs) == len(set(names)) else f"n = {len(runs)} in all"
     commits = ", ".join(sorted(set(runs.commit.str.split(", then ").explode().str[:7])))
-    devices = "; ".join(sorted(set(runs.device + ", " + runs.precision)))
+    devices = sorted(set(", then ".join(runs.device).split(", then ")))
+    devices = f"{'; '.join(devices)} ({', '.join(sorted(set(runs.precision)))})"
     digests = runs.set_index("run").digest.items()
     sets = {find(n).dataset.partition("-")[0].replace("cifar", "CIFAR-"): digest[:8] for n, digest in digests}
     data = ", ".join(f"{name} {digest}" for name, digest in sets.items())

@@ -158,7 +158,7 @@ MODELS: dict[str, dict] = {
 
 def gain(slope: float = SLOPE) -> float:
     """`sqrt(2 / (1 + slope^2))`: with weights of variance gain^2 / fan_in a layer behind a LeakyReLU keeps the second
-    moment of its input, since a centred one leaves (1 + slope^2) / 2 of it (He et al., 2015, equation 14)."""
+    moment of its input, since a centred one leaves (1 + slope^2) / 2 of it (He et al., 2015, equation 15)."""
     return math.sqrt(2 / (1 + slope**2))
 
 

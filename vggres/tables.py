@@ -59,25 +59,28 @@ def interval(values: pd.Series) -> float | None:
 
 def _row(name: str, metric: str, runs: pd.DataFrame, told: pd.DataFrame) -> dict:
     """One metric of a run, as reported and as measured; what nobody printed or measured is NaN."""
-    values = runs[runs.run == name][metric].dropna().astype(float)
-    here = told[(told.run == name) & (told.metric == metric)].value
-    both = {"reported": here.item() if len(here) else math.nan, "measured": values.mean()}
-    return {"run": name, "metric": metric, **both, "interval": interval(values), "n": len(values)}
+    values, others = runs[runs.run == name][metric].dropna().astype(float), OTHER_IMAGES.get(metric)
+    here = told[(told.run == name) & (told.metric == metric)]
+    row = {"run": name, "metric": metric, "reported": math.nan, "verdict": None, "measured": values.mean()}
+    if len(here):
+        row |= {"reported": here.value.item()}
+        row |= {"verdict": verdict(here.value.item(), here.decimals.item(), values, others)}
+    return row | {"interval": interval(values), "prediction": prediction(values, others), "n": len(values)}
 
 
 def table_1(results: Path | str | None = None, names: list[str] = TABLE_1) -> pd.DataFrame:
     """Report A's Table 1, or other runs: one row a run and metric.
 
-    Columns: run, metric, reported, measured (mean over seeds), interval (half width), n, network, lr, params. What no
-    report prints or nobody measured is NaN. Losses in nats, accuracies as fractions. Measured values are those after
-    the last epoch.
+    Columns: run, metric, reported, verdict, measured (mean over seeds), `interval`, `prediction`, n, network, lr,
+    params. What no report prints or nobody measured is NaN. Losses in nats, accuracies as fractions. Measured values
+    are those after the last epoch.
     """
     runs, told = records.load_runs(results), reported(results).query("report == 'A' and exhibit == 'Table 1'")
     rows = []
     for run in map(find, names):
         heads = {"network": label(run), "lr": run.lr, "params": count_parameters(build(run.model))}
         rows += [_row(run.name, metric, runs, told) | heads for metric in METRICS]
-    return pd.DataFrame(rows).astype({"interval": float})
+    return pd.DataFrame(rows).astype({"interval": float, "prediction": float})
 
 
 def what_else(results: Path | str | None = None) -> pd.DataFrame:
@@ -133,8 +136,8 @@ def verdict(told: float, decimals: float, values: pd.Series, other_images: int |
 def verdicts(results: Path | str | None = None) -> pd.DataFrame:
     """Every number of reports A and B against what was measured.
 
-    Columns: those of `reported`, then measured (mean over seeds), n, difference (reported - measured), verdict. The
-    number of parameters and the like needs no training: its n is 0 and it is reproduced if it is right as printed.
+    Columns: those of `reported`, then measured (mean over seeds), `prediction`, n, verdict, difference (reported -
+    measured). The number of parameters needs no training: its n is 0 and it is reproduced if it is right as printed.
     """
     runs, told = records.load_runs(results), reported(results)
     told = told[told.report.isin(["A", "B"])].reset_index(drop=True)
@@ -143,16 +146,17 @@ def verdicts(results: Path | str | None = None) -> pd.DataFrame:
         if row.metric == "params":
             values = pd.Series([count_parameters(build(find(row.run).model))])
             right = abs(row.value - values[0]) <= 0.5 * 10.0**-row.decimals
-            rows.append((values[0], 0, "reproduced" if right else "outside"))
+            rows.append((values[0], None, 0, "reproduced" if right else "outside"))
             continue
         if row.metric == "max_mean_abs_grad":
             flow = records.load_series(row.run, "gradients.csv", results)
             values = flow[flow.epoch > 0].drop(columns="epoch").groupby("seed").max().max(axis=1)
         else:
             values = runs[runs.run == row.run].get(row.metric, pd.Series(dtype=float)).dropna()
-        found = verdict(row.value, row.decimals, values, OTHER_IMAGES.get(row.metric))
-        rows.append((values.mean(), len(values), found))
-    told[["measured", "n", "verdict"]] = pd.DataFrame(rows)
+        others = OTHER_IMAGES.get(row.metric)
+        found = verdict(row.value, row.decimals, values, others)
+        rows.append((values.mean(), prediction(values, others), len(values), found))
+    told[["measured", "prediction", "n", "verdict"]] = pd.DataFrame(rows).astype({1: float})
     return told.assign(difference=told.value - told.measured)
 
 
@@ -160,14 +164,15 @@ def for_reading(verdicts: pd.DataFrame) -> pd.DataFrame:
     """`verdicts` as text, accuracies in percent, by report, exhibit and run."""
     scale = verdicts.metric.str.endswith("acc").map({True: 100, False: 1})
 
-    def text(values: pd.Series, sign: str = "") -> pd.Series:
-        return (values * scale).map(lambda x: "–" if pd.isna(x) else f"{x:{sign}.4g}")
+    def text(values: pd.Series, form: str = ".4g") -> pd.Series:
+        return (values * scale).map(lambda x: "–" if pd.isna(x) else format(x, form))
 
     columns = {
         "metric": verdicts.metric,
         "reported": text(verdicts.value),
         "measured": text(verdicts.measured),
-        "difference": text(verdicts.difference, "+"),
+        "difference": text(verdicts.difference, "+.4g"),
+        "a new run, ±": text(verdicts.prediction, ".2g"),
         "n": verdicts.n,
         "verdict": verdicts.verdict,
     }
@@ -205,7 +210,7 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
 def compare(names: dict[str, str], metric: str = "val_acc", results: Path | str | None = None) -> pd.DataFrame:
     """One metric of any runs, as reported and as measured: a row for each label of `names` (label -> run).
 
-    Columns: run, metric, reported, measured (mean over seeds), interval (half width), n; as in `table_1`.
+    Columns: run, metric, reported, verdict, measured, interval, prediction, n; as in `table_1`.
 
     Raises:
         ValueError: the reports print several values for one of them, so that none is *the* reported one.
@@ -213,7 +218,7 @@ def compare(names: dict[str, str], metric: str = "val_acc", results: Path | str 
     runs, told = records.load_runs(results), reported(results)
     told = told[~told.exhibit.str.contains(", epoch")]
     rows = [_row(find(name).name, metric, runs, told) for name in names.values()]
-    return pd.DataFrame(rows, index=list(names)).astype({"interval": float})
+    return pd.DataFrame(rows, index=list(names)).astype({"interval": float, "prediction": float})
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
@@ -223,19 +228,20 @@ def in_words(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The validation accuracies of `table_1` as a Markdown table: reported | measured | interval | n."""
-    lines = [
-        "| network | learning rate | parameters | reported | measured | 95 % interval | n |",
-        "| --- | --- | ---: | ---: | ---: | --- | ---: |",
-    ]
+    """The validation accuracies of `table_1` as a Markdown table, with the verdict on what is reported."""
+    heads = ["network", "learning rate", "parameters", "reported", "measured", "mean", "new run", "n", "verdict"]
+    lines = [heads, ["---"] * 2 + ["---:"] * 3 + ["---"] * 2 + ["---:", "---"]]
     for row in table[table.metric == "val_acc"].itertuples():
         told, measured, spread = format_cells(row)
-        lines.append(f"| {row.network} | {row.lr:g} | {row.params:,} | {told} | {measured} | {spread} | {row.n} |")
-    return "\n".join(lines)
+        new_run = "–" if pd.isna(row.prediction) else f"± {100 * row.prediction:.1f}"
+        cells = [row.network, f"{row.lr:g}", f"{row.params:,}", told, measured, spread, new_run]
+        lines.append([*cells, str(row.n), row.verdict or "–"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def cost(names: list[str], results: Path | str | None = None) -> str:
-    """At which commits these runs were measured, and on what all are; with the time where the one device is a GPU."""
+    """At which commits these runs were measured, and on what all are; with the time where the one device is a GPU.
+    To be unfolded where it is read as HTML."""
     runs = records.load_runs(results)
     if runs.empty:
         return "Nothing has been measured yet."
@@ -247,7 +253,8 @@ def cost(names: list[str], results: Path | str | None = None) -> str:
         parts.append(f"{count}, {g.epochs.sum()} epochs{time} on {device} ({precision})")
     commits = runs[runs.run.isin(names)].commit.str.split(", then ").explode().unique()
     commits = ", ".join(f"`{c[:7]}`" for c in commits)
-    return f"Measured at {commits}; all records of this repository together: {'; '.join(parts)}."
+    told = f"Measured at {commits}; all records of this repository together: {'; '.join(parts)}."
+    return f"<details><summary>At which commits, and on what</summary>\n\n{told}\n\n</details>"
 
 
 def readme_table(results: Path | str | None = None) -> str:
