@@ -88,7 +88,7 @@ pd.DataFrame({"BN": bn, "BN + RC": bn_rc}, index=pd.Index(depth, name="layers"))
 
 # %%
 a_layer = (bn[-1] / bn[1]) ** (1 / (depth[-1] - depth[1]))
-power = np.polyfit(np.log(depth), np.log(bn_rc), 1)[0]
+power, height = np.polyfit(np.log(depth), np.log(bn_rc), 1)
 assert 1.1 < a_layer < 1.25, "BN alone: a factor a layer"
 assert bn_rc.max() < 30 and 0.2 < power < 1.1, "BN + RC: a power of the depth"
 trained = records.load_series("vgg38-bn", "gradients.csv").set_index("epoch")
@@ -118,7 +118,9 @@ theirs.map("{:.3g}".format)
 # %% tags=["nbval-ignore-output"]
 fig, axes = plt.subplots(figsize=(8, 4))
 axes.plot(depth, bn, "s-", color=figures.STYLE["vgg38-bn"][0], label="BN alone, 3 stages")
-axes.plot(depth, bn_rc, "D-", color=figures.STYLE["vgg38-bn-rc"][0], label="BN + RC, 3 stages")
+axes.plot(depth, bn_rc, "D", color=figures.STYLE["vgg38-bn-rc"][0], label="BN + RC, 3 stages")
+line = np.arange(14, 151)
+axes.plot(line, np.exp(height) * line**power, color=figures.STYLE["vgg38-bn-rc"][0], label="a power of the depth")
 axes.plot(theirs.layers, theirs["BN + RC"], "*", ms=11, color="white", mec="black", label="the reports' nets, BN + RC")
 for model, row in theirs.iterrows():
     place = (6, -12 if model == "vgg68-resnet" else 5)
@@ -131,9 +133,10 @@ plt.show()
 
 # %% [markdown]
 # **Figure 1.** How much larger the first gradient is than the last, before the first step. *BN alone* is nearly a
-# straight line on this axis: a factor a layer. *BN + RC* bends over. The stars are the reports' nets. Report B's stay
-# within a factor of three of the bent line, to 132 layers. Report A's VGG150 is an exception: its gradient is balanced
-# several hundred thousand times better than without shortcuts, and still tens of times worse than that of VGG106.
+# straight line on this axis: a factor a layer. *BN + RC* bends over, and follows a power of the depth (line, fitted).
+# The stars are the reports' nets. Report B's stay within a factor of three of the bent line, to 132 layers. Report A's
+# VGG50 and VGG150 lie above it; VGG150's gradient is balanced several hundred thousand times better than without
+# shortcuts, and still tens of times worse than that of VGG106.
 
 # %%
 assert theirs["BN + RC"][report_b].max() < 200 and theirs.BN["vgg106-resnet"] > 1e7
@@ -192,7 +195,7 @@ assert (projected[ends] < 1.2).all() and (projected[[e - 1 for e in ends]] > 6).
 # %% [markdown]
 # **Figure 2.** It does: each block adds a little less than 1. And here is what sets report A's VGG150 apart. Where it
 # halves the image its shortcut has a BN of its own, which brings the stream back to 1: one long stream has become four
-# short ones, and each pays its power of the depth anew, at the rate of the first blocks, which is the dearest. Report
+# short ones, and each begins again at $k = 1$, where a block's factor is largest. Report
 # B's pooling keeps the stream going. (The small steps down are the pooling, which averages four pixels.) This is the
 # premise. Which power follows is not derived here: Figure 1 has about 0.6, for the gradient of weights.
 #
@@ -204,8 +207,9 @@ print(f"VGG150, first conv / last: {theirs['BN + RC']['vgg150-bn-rc']:.0f}; with
 assert pooled_150 < theirs["BN + RC"]["vgg150-bn-rc"] / 10 and pooled_150 < 6 * theirs["BN + RC"]["vgg106-resnet"]
 
 # %% [markdown]
-# More than ten times nearer to balance, and within a few times of VGG106. So a shortcut that is pooled and no more does
-# more for the gradient than one that has been fitted with a convolution and a BN. What that is worth in training is not
+# More than ten times nearer to balance, and within a few times of VGG106. So a shortcut that is only pooled keeps the
+# gradient better balanced than one with a convolution and a BN. (That it is the BN, Figure 2 suggests; the two went
+# together.) What that is worth in training is not
 # measured here. He et al. found projections on *all* shortcuts harmful ("Identity mappings in deep residual networks",
 # 2016); where only the image is halved, as here, slightly better (in their first paper).
 #
@@ -292,7 +296,7 @@ figures.show("A-figure-9")
 #
 # ## What was shown
 #
-# - BN alone multiplies the gradient by about 1.16 a layer; at 128 layers that is two hundred million.
+# - BN alone multiplies the gradient by about 1.16 a layer; at 128 layers that is a hundred million and more.
 # - With identity shortcuts the stream grows, each block counts for less, and the gradient grows with a power of the
 #   depth. A shortcut that is normalised on its way restarts the stream and gives part of that away.
 # - The reports train nets of up to 150 layers; of those with more than 38 none is measured here yet. What report B

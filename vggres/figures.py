@@ -233,10 +233,10 @@ def settings(
     marks = dict(ls="", mec="black", mew=0.6)
     for i, name in enumerate(names):
         stars, dots = told[told.run == name].value, runs[runs.run == name].val_acc
-        axes.plot(100 * dots, [i] * len(dots), marker="o", ms=7, color=PALETTE[0], **marks)
-        axes.plot(100 * stars, [i] * len(stars), marker="*", ms=10, color="white", **marks)
+        axes.plot(100 * dots, [i + 0.18] * len(dots), marker="o", ms=7, color=PALETTE[0], **marks)
+        axes.plot(100 * stars, [i - 0.12] * len(stars), marker="*", ms=10, color="white", **marks)
     axes.plot([], [], marker="*", ms=10, color="white", label="reported (B)", **marks)
-    axes.set(xlabel="validation accuracy (%)", xlim=(0, None), ylim=(len(names) - 0.5, -0.5))
+    axes.set(xlabel="validation accuracy (%)", ylim=(len(names) - 0.4, -0.6))
     axes.set_yticks(range(len(names)), [title(name) for name in names])
     if have := records.recorded(names, results):
         axes.plot([], [], marker="o", ms=7, color=PALETTE[0], label="measured here, a dot a seed", **marks)
