@@ -119,8 +119,8 @@ def test_a_set_is_drawn_from_what_is_recorded_and_says_what_is_missing(invented)
 def test_settings_show_what_is_reported_and_each_seed_measured(invented):
     names = figures.EXHIBITS["B-set-2"][1]
     (axes,) = figures.settings(names, invented).axes
+    marks = {
         m: [(round(y), round(x, 2)) for line in axes.lines if line.get_marker() == m for x, y in line.get_xydata()]
-        m: [(y, round(x, 2)) for line in axes.lines if line.get_marker() == m for x, y in line.get_xydata()]
         for m in "*o"
     }
     assert marks["o"] == [(0, 30), (1, 40), (2, 50)]
