@@ -155,7 +155,7 @@ _TABLE_1 = [  # report A, Table 1, in its order
 ]
 
 
-# Table 1 under the other meaning of "cosine annealing", by which report A very likely trained: see chapter 07.
+# Table 1 under the other meaning of "cosine annealing", by which report A probably trained VGG08: see chapter 07.
 _SWINGING = [replace(run, schedule="cosine-step", exhibits=()) for run in _TABLE_1]
 
 # The plain VGG38 with and without each of three changes: the weights, the slope, the step. With all of them, and with
@@ -242,7 +242,7 @@ _GROUPS: list[tuple[tuple[int, ...], list[Run]]] = [
 RESNET = dict(optimizer="sgd", lr=5e-2, weight_decay=5e-4, batch=128, schedule="step30", epochs=90)
 _PAIR = [Run(model, **RESNET, exhibits=("C/Day 7",)) for model in ("resnet18", "resnet18-no-bn")]
 PRETRAINED, _ = _PAIR_10 = [replace(run, dataset="cifar10") for run in _PAIR]
-# Report D, part 2. Optimiser and schedule are not told: the project's defaults, and SGD, which its slow log suggests.
+# Report D, part 2. Optimiser and schedule are not told: the project's defaults, and SGD.
 FEW = dict(dataset="cifar100-30", lr=5e-4, batch=32, epochs=30, normalise="own")
 _TRANSFER = [
     Run("resnet18", **FEW, start=PRETRAINED.name, trained="last", exhibits=("D/Part 2",)),
