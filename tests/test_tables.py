@@ -64,7 +64,9 @@ def test_a_row_without_a_record_says_not_measured(tmp_path):
     text = tables.as_text(tables.table_1(tmp_path))
     assert text.shape == (len(TABLE_1), 4 * 2 + 1) and set(text["n"].squeeze()) == {"0"}
     assert (text.xs("measured", axis=1, level=1) == "not measured").all(axis=None)
-    assert "46.84 | not measured | – | – | 0 | not measured |" in tables.markdown(tables.table_1(tmp_path))
+    assert "46.84 | not measured | – | – | 0 | not measured |" in tables.markdown(
+        tables.table_1(tmp_path), tables.verdicts(tmp_path)
+    )
 
 
 def test_one_seed_has_no_interval(monkeypatch):
@@ -83,7 +85,8 @@ def test_the_interval_is_student_t_over_seeds(monkeypatch):
     assert row.interval == pytest.approx((high - low) / 2) and row.n == 3
     text = tables.as_text(tables.table_1(ROOT / "results"))
     assert text.loc[("VGG08", "0.001"), ("validation accuracy (%)", "measured")] == "47.67 ± 5.17"
-    assert "| 46.84 | 47.67 | ± 5.17 | ± 10.7 | 3 | reproduced |" in tables.markdown(tables.table_1(ROOT / "results"))
+    text = tables.markdown(tables.table_1(ROOT / "results"), tables.verdicts(ROOT / "results"))
+    assert "| 46.84 | 47.67 | ± 5.17 | ± 10.7 | 3 | reproduced |" in text
 
 
 def test_a_collapsed_run_is_shown_and_not_averaged_away(monkeypatch):

@@ -200,7 +200,7 @@ def transfer(
         **dict(lr=5e-4, batch=32, epochs=epochs, normalise="own"),
         **dict(start=name, trained="last" if last_layer else "all"),
     )
-    pick_device(device)
+    pick_device(device)  # it and the commit are asked for again in training: here before every photograph is read
     records.provenance()
     start = read_file(None if weights == "imagenet" else Path(weights)) if name else None
     loaded, say = photographs.load(images, size), partial(typer.echo, err=True)

@@ -59,28 +59,25 @@ def interval(values: pd.Series) -> float | None:
 
 def _row(name: str, metric: str, runs: pd.DataFrame, told: pd.DataFrame) -> dict:
     """One metric of a run, as reported and as measured; what nobody printed or measured is NaN."""
-    values, others = runs[runs.run == name][metric].dropna().astype(float), OTHER_IMAGES.get(metric)
-    here = told[(told.run == name) & (told.metric == metric)]
-    row = {"run": name, "metric": metric, "reported": math.nan, "verdict": None, "measured": values.mean()}
-    if len(here):
-        row |= {"reported": here.value.item()}
-        row |= {"verdict": verdict(here.value.item(), here.decimals.item(), values, others)}
-    return row | {"interval": interval(values), "prediction": prediction(values, others), "n": len(values)}
+    values = runs[runs.run == name][metric].dropna().astype(float)
+    here = told[(told.run == name) & (told.metric == metric)].value
+    both = {"reported": here.item() if len(here) else math.nan, "measured": values.mean()}
+    return {"run": name, "metric": metric, **both, "interval": interval(values), "n": len(values)}
 
 
 def table_1(results: Path | str | None = None, names: list[str] = TABLE_1) -> pd.DataFrame:
     """Report A's Table 1, or other runs: one row a run and metric.
 
-    Columns: run, metric, reported, verdict, measured (mean over seeds), `interval`, `prediction`, n, network, lr,
-    params. What no report prints or nobody measured is NaN. Losses in nats, accuracies as fractions. Measured values
-    are those after the last epoch.
+    Columns: run, metric, reported, measured (mean over seeds), interval (half width), n, network, lr, params. What no
+    report prints or nobody measured is NaN. Losses in nats, accuracies as fractions. Measured values are those after
+    the last epoch.
     """
     runs, told = records.load_runs(results), reported(results).query("report == 'A' and exhibit == 'Table 1'")
     rows = []
     for run in map(find, names):
         heads = {"network": label(run), "lr": run.lr, "params": count_parameters(build(run.model))}
         rows += [_row(run.name, metric, runs, told) | heads for metric in METRICS]
-    return pd.DataFrame(rows).astype({"interval": float, "prediction": float})
+    return pd.DataFrame(rows).astype({"interval": float})
 
 
 def what_else(results: Path | str | None = None) -> pd.DataFrame:
@@ -210,7 +207,7 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
 def compare(names: dict[str, str], metric: str = "val_acc", results: Path | str | None = None) -> pd.DataFrame:
     """One metric of any runs, as reported and as measured: a row for each label of `names` (label -> run).
 
-    Columns: run, metric, reported, verdict, measured, interval, prediction, n; as in `table_1`.
+    Columns: run, metric, reported, measured (mean over seeds), interval (half width), n; as in `table_1`.
 
     Raises:
         ValueError: the reports print several values for one of them, so that none is *the* reported one.
@@ -218,7 +215,7 @@ def compare(names: dict[str, str], metric: str = "val_acc", results: Path | str 
     runs, told = records.load_runs(results), reported(results)
     told = told[~told.exhibit.str.contains(", epoch")]
     rows = [_row(find(name).name, metric, runs, told) for name in names.values()]
-    return pd.DataFrame(rows, index=list(names)).astype({"interval": float, "prediction": float})
+    return pd.DataFrame(rows, index=list(names)).astype({"interval": float})
 
 
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
@@ -227,15 +224,17 @@ def in_words(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(cells, columns=["reported", "measured", "95 % interval", "n"], index=table.index)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """The validation accuracies of `table_1` as a Markdown table, with the verdict on what is reported."""
+def markdown(table: pd.DataFrame, judged: pd.DataFrame) -> str:
+    """The validation accuracies of `table_1` as a Markdown table, and of what it reports those of `verdicts`."""
+    judged = judged[(judged.exhibit == "Table 1") & (judged.metric == "val_acc")][["run", "prediction", "verdict"]]
+    table = table[table.metric == "val_acc"].merge(judged, how="left", on="run")
     heads = ["network", "learning rate", "parameters", "reported", "measured", "mean", "new run", "n", "verdict"]
     lines = [heads, ["---"] * 2 + ["---:"] * 3 + ["---"] * 2 + ["---:", "---"]]
-    for row in table[table.metric == "val_acc"].itertuples():
+    for row in table.itertuples():
         told, measured, spread = format_cells(row)
         new_run = "–" if pd.isna(row.prediction) else f"± {100 * row.prediction:.1f}"
         cells = [row.network, f"{row.lr:g}", f"{row.params:,}", told, measured, spread, new_run]
-        lines.append([*cells, str(row.n), row.verdict or "–"])
+        lines.append([*cells, str(row.n), "–" if pd.isna(row.verdict) else row.verdict])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -259,9 +258,9 @@ def cost(names: list[str], results: Path | str | None = None) -> str:
 
 def readme_table(results: Path | str | None = None) -> str:
     """What stands between the README's markers."""
-    fixes = records.recorded(FIXES, results)
-    parts = ["The same for nets that no report trained:", markdown(table_1(results, fixes))] if fixes else []
-    return "\n\n".join([markdown(table_1(results)), *parts, cost(TABLE_1 + fixes, results)])
+    fixes, judged = records.recorded(FIXES, results), verdicts(results)
+    parts = ["The same for nets that no report trained:", markdown(table_1(results, fixes), judged)] if fixes else []
+    return "\n\n".join([markdown(table_1(results), judged), *parts, cost(TABLE_1 + fixes, results)])
 
 
 MARKERS = "<!-- table 1 begins: made by `vggres tables --readme README.md` -->", "<!-- table 1 ends -->"
