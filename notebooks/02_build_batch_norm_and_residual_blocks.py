@@ -288,12 +288,6 @@ right.set(title="gradient on its way back, right to left", ylabel="RMS of dE/dz 
 _ = right.legend(frameon=False, loc="lower right")
 plt.show()
 
-# %%
-at = {name: (rows.signal.iloc[-2] / rows.signal.iloc[0], rows.gradient.iloc[0]) for name, rows in probe.items()}
-assert at["vgg38"][0] < 1e-10 and at["vgg38"][1] < 1e-15, "plain: neither arrives"
-assert at["vgg38-rc"][0] > 1e-4 and at["vgg38-rc"][1] > 1e-8, "RC: both arrive, weakened"
-assert all(at[name][0] > 0.1 and at[name][1] > 1e-3 for name in ("vgg38-bn", "vgg38-bn-rc")), "BN: both arrive"
-
 # %% [markdown]
 # **Figure 1.** *Left*, read from left to right: what distinguishes the images falls by sixteen orders of magnitude in
 # the plain net. BN holds it level, with RC or without; RC alone loses some in three steps. (The teeth of the nets with
@@ -304,6 +298,12 @@ assert all(at[name][0] > 0.1 and at[name][1] > 1e-3 for name in ("vgg38-bn", "vg
 # two bare layers and a pooling in the way.
 #
 # Read off the factor by which a whole stage, twelve layers, multiplies the gradient on its way back:
+
+# %%
+at = {name: (rows.signal.iloc[-2] / rows.signal.iloc[0], rows.gradient.iloc[0]) for name, rows in probe.items()}
+assert at["vgg38"][0] < 1e-10 and at["vgg38"][1] < 1e-15, "plain: neither arrives"
+assert at["vgg38-rc"][0] > 1e-4 and at["vgg38-rc"][1] > 1e-8, "RC: both arrive, weakened"
+assert all(at[name][0] > 0.1 and at[name][1] > 1e-3 for name in ("vgg38-bn", "vgg38-bn-rc")), "BN: both arrive"
 
 # %% tags=["nbval-ignore-output"]
 ends = ["entry.conv", *(f"stage{i}.reduce.conv2" for i in (1, 2, 3))]
@@ -449,6 +449,12 @@ axes.set(xlabel="step", ylabel="training loss (nats)", title=f"The first hundred
 _ = axes.legend(frameon=False, loc="lower left")
 plt.show()
 
+# %% [markdown]
+# **Figure 3.** The plain net lies on the dotted line, $\ln 100 = 4.605$ nats: it guesses. BN + RC, with 0.7 % more
+# parameters and the same recipe, is below the line within the first twenty steps and goes on falling: fast on the easy
+# procedural set, more slowly on images of CIFAR-100. What the four nets reach when they are trained in earnest is
+# chapter 04.
+
 # %%
 late = {name: values[5:].mean() for name, values in losses.items()}
 assert abs(late["vgg38"] - np.log(100)) < 0.03, "the plain net guesses"
@@ -456,11 +462,6 @@ assert late["vgg38-bn-rc"] < np.log(100) - 0.06, "BN + RC learns"
 assert losses["vgg38-bn-rc"][-1] < losses["vgg38-bn-rc"][0] - 0.06
 
 # %% [markdown]
-# **Figure 3.** The plain net lies on the dotted line, $\ln 100 = 4.605$ nats: it guesses. BN + RC, with 0.7 % more
-# parameters and the same recipe, is below the line within the first twenty steps and goes on falling: fast on the easy
-# procedural set, more slowly on images of CIFAR-100. What the four nets reach when they are trained in earnest is
-# chapter 04.
-#
 # ## What was shown
 #
 # - BN, by hand, equals `nn.BatchNorm2d` forwards and backwards, in training and in evaluation mode. It makes a layer

@@ -140,11 +140,6 @@ axes.set(yscale="log", xlabel="block, input to output", ylabel="difference betwe
 axes.set_xlim(0.5, 23)
 plt.show()
 
-# %%
-first, last = ({text: values[end] for text, values in spread.items()} for end in (0, -1))
-assert last["LeakyReLU"] > first["LeakyReLU"] and last["sigmoid"] < first["sigmoid"] / 10
-assert last["sigmoid, no shortcuts"] > last["sigmoid"] and last["sigmoid, no edge"] > 0.9 * first["sigmoid, no edge"]
-
 # %% [markdown]
 # **Figure 3.** With LeakyReLU the shortcuts collect differences. With a sigmoid the net is no better off than without
 # shortcuts, at the end even worse: what a block puts out is little more than its own normalised branch. And behind 18
@@ -154,7 +149,13 @@ assert last["sigmoid, no shortcuts"] > last["sigmoid"] and last["sigmoid, no edg
 # Without an edge nothing is lost. So before the first step, forwards, its shortcuts are of no use: a residual net needs
 # a shortcut that is (nearly) the identity, not just a wire. The net still learns something (31 % in Figure 1); how much
 # of the loss is the shortcut's, and how much that of the sigmoids within the branches, these figures do not tell.
-#
+
+# %%
+first, last = ({text: values[end] for text, values in spread.items()} for end in (0, -1))
+assert last["LeakyReLU"] > first["LeakyReLU"] and last["sigmoid"] < first["sigmoid"] / 10
+assert last["sigmoid, no shortcuts"] > last["sigmoid"] and last["sigmoid, no edge"] > 0.9 * first["sigmoid, no edge"]
+
+# %% [markdown]
 # ## Ask what weight decay can do
 #
 # Behind a convolution with batch normalisation the size of its weights is of no consequence: twice the weights, and the

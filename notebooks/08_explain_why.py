@@ -118,12 +118,6 @@ axes.set(xlabel="activations passed", ylabel="mean cosine of two images", xlim=(
 _ = axes.set_title("At 1 all images are one. Lines: theory. Dots: VGG38, delta-orthogonal, before its first step")
 plt.show()
 
-# %%
-theory = pd.DataFrame({slope: [probes.cosine_after(k, slope) for k in range(1, 37)] for slope in measured})
-dots = pd.DataFrame({slope: rows.mean().to_numpy()[1:-1] for slope, rows in measured.items()})
-assert (dots - theory).abs().max(axis=None) < 0.2 and (dots - theory).mean().abs().max() < 0.12
-assert (dots[0.01] > dots[0.3]).all() and (dots[0.3] > dots[0.6]).all()
-
 # %% [markdown]
 # **Figure 1.** How alike two images look to each layer; two initialisations a slope. Nothing is fitted. The dots run
 # along their lines, mostly above them, by up to 0.17: the procedural images are not unrelated to begin with, each
@@ -132,6 +126,12 @@ assert (dots[0.01] > dots[0.3]).all() and (dots[0.3] > dots[0.6]).all()
 #
 # The theory can be asked the other way round: with which slope do the images end at a cosine chosen beforehand? Zhang
 # et al. (2022) choose 0.9. The answer depends on the depth alone:
+
+# %%
+theory = pd.DataFrame({slope: [probes.cosine_after(k, slope) for k in range(1, 37)] for slope in measured})
+dots = pd.DataFrame({slope: rows.mean().to_numpy()[1:-1] for slope, rows in measured.items()})
+assert (dots - theory).abs().max(axis=None) < 0.2 and (dots - theory).mean().abs().max() < 0.12
+assert (dots[0.01] > dots[0.3]).all() and (dots[0.3] > dots[0.6]).all()
 
 # %%
 answers = {f"{depth} layers": [probes.slope_for(depth, cosine) for cosine in (0.9, 0.65)] for depth in (37, 67)}
@@ -183,17 +183,6 @@ cards = pd.DataFrame({name: card(net) for name, net in nets.items()}).T
 # %% tags=["nbval-ignore-output"]
 cards.map("{:.1e}".format)
 
-# %%
-assert cards.gradient["plain"] < 1e-12 and cards.gradient.drop(["plain", "plain, He"]).min() > 1e-2
-assert 1e-7 < cards.gradient["plain, He"] < 1e-3
-assert cards.apart["plain"] < 1e-12 and cards.apart[["plain, He", "plain, delta"]].max() < 0.05
-assert cards.apart[["plain, delta, slope 0.6", "BN", "BN + RC", "SkipInit"]].min() > 0.1
-assert cards.smooth["BN"] < 0.15 < cards.smooth["BN + RC"] < cards.smooth["SkipInit"]
-assert cards.step["plain"] < 1e-6 and cards.step["SkipInit"] == 0 and cards.Jacobian["plain, delta"] < 0.005
-assert cards.Jacobian[["plain, delta, slope 0.6", "BN + RC", "SkipInit"]].between(0.005, 0.3).all()
-assert cards.gradient.idxmax() == "BN" and cards.slice[["BN", "BN + RC", "SkipInit"]].max() < 6
-assert cards.slice[["plain, delta", "plain, delta, slope 0.6"]].min() > 8
-
 # %% [markdown]
 # **Table 1.** Read it by columns.
 #
@@ -213,7 +202,19 @@ assert cards.slice[["plain, delta", "plain, delta, slope 0.6"]].min() > 8
 #   first.
 # - *slice*: the delta-orthogonal nets lie in steep country. Halfway along their own length the loss is about 10 nats
 #   and more, while with BN or SkipInit it hardly changes. So what will a long step do to them? See Figure 3.
-#
+
+# %%
+assert cards.gradient["plain"] < 1e-12 and cards.gradient.drop(["plain", "plain, He"]).min() > 1e-2
+assert 1e-7 < cards.gradient["plain, He"] < 1e-3
+assert cards.apart["plain"] < 1e-12 and cards.apart[["plain, He", "plain, delta"]].max() < 0.05
+assert cards.apart[["plain, delta, slope 0.6", "BN", "BN + RC", "SkipInit"]].min() > 0.1
+assert cards.smooth["BN"] < 0.15 < cards.smooth["BN + RC"] < cards.smooth["SkipInit"]
+assert cards.step["plain"] < 1e-6 and cards.step["SkipInit"] == 0 and cards.Jacobian["plain, delta"] < 0.005
+assert cards.Jacobian[["plain, delta, slope 0.6", "BN + RC", "SkipInit"]].between(0.005, 0.3).all()
+assert cards.gradient.idxmax() == "BN" and cards.slice[["BN", "BN + RC", "SkipInit"]].max() < 6
+assert cards.slice[["plain, delta", "plain, delta, slope 0.6"]].min() > 8
+
+# %% [markdown]
 # ## Train, and watch the images part
 #
 # *Live.* Five of them train for 60 steps of 50 images with Adam, each at the step size of its registered run. Every few
@@ -274,14 +275,6 @@ right.set(xlabel="step", ylabel="training loss (nats, mean of 10)", title="Does 
 _ = right.legend(frameon=False, fontsize=8, loc="lower left")
 plt.show()
 
-# %%
-late = {name: losses.tail(20).mean() for name, (losses, _) in trained.items()}
-plain, weights, bn_rc, skipinit, mended = late.values()
-assert abs(plain - np.log(100)) < 0.03 and trained["vgg38"][1].max() < 1e-6, "the plain net guesses"
-assert weights > 4.3, "a healthy gradient alone has hardly begun"
-assert mended < 4.0 and mended < weights - 0.3, "with the slope, the plain net learns"
-assert skipinit < 4.4 and bn_rc < 4.4
-
 # %% [markdown]
 # **Figure 2.** *Left*, from before the first step on: to the head of the plain VGG38 (orange) all images are one, in
 # double precision, before the first step, and by Adam, whose $\epsilon$ drowns its gradient, they stay so. *Right*:
@@ -295,6 +288,14 @@ assert skipinit < 4.4 and bn_rc < 4.4
 # That images must differ at the *start* is no law for all nets: VGG08 and VGG38 RC start with images whose cosine
 # differs from 1 by less than a ten-thousandth, and learn. Few layers stand between their input and their head, the
 # gradient reaches all of them, and a few steps bring the images apart. What must be asked is whether they *come* apart:
+
+# %%
+late = {name: losses.tail(20).mean() for name, (losses, _) in trained.items()}
+plain, weights, bn_rc, skipinit, mended = late.values()
+assert abs(plain - np.log(100)) < 0.03 and trained["vgg38"][1].max() < 1e-6, "the plain net guesses"
+assert weights > 4.3, "a healthy gradient alone has hardly begun"
+assert mended < 4.0 and mended < weights - 0.3, "with the slope, the plain net learns"
+assert skipinit < 4.4 and bn_rc < 4.4
 
 # %% tags=["nbval-ignore-output"]
 apart = pd.DataFrame({name: learn(name, steps=40)[1].iloc[[0, -1]].tolist() for name in ("vgg08", "vgg38-rc")})
@@ -325,12 +326,6 @@ axes.set_title("One step of Adam, from the start: below 0 it helps")
 _ = axes.legend(frameon=False, fontsize=8, loc="upper left")
 plt.show()
 
-# %%
-small, large = (pd.Series({name: change[lr] for name, change in after_a_step.items()}) for lr in (4e-4, 1e-2))
-assert small[RECIPES[-1]] < -0.1 and large[RECIPES[-1]] > 1, "a small step helps the mended net, a large one ruins it"
-assert large[["vgg38-bn-rc-lr1e-2", "vgg38-skipinit"]].max() < 0.3 and abs(small["vgg38"]) < 0.01
-assert after_a_step[RECIPES[-1]][RATES[:-1]].max() < 0
-
 # %% [markdown]
 # **Figure 3.** The *mended* net, as the plain one with other weights, slope and step is called from here on (black),
 # gains from every step up to 3e-3, and leaves the picture at 1e-2: Adam
@@ -338,6 +333,12 @@ assert after_a_step[RECIPES[-1]][RATES[:-1]].max() < 0
 # BN divides a layer's output by whatever size it has got: BN + RC (blue) takes the same step unharmed. SkipInit (pink)
 # does so too, its branches being absent at first. For the plain VGG38 (orange) no step matters. Trained at 1e-2, the
 # mended net is lost within ten steps:
+
+# %%
+small, large = (pd.Series({name: change[lr] for name, change in after_a_step.items()}) for lr in (4e-4, 1e-2))
+assert small[RECIPES[-1]] < -0.1 and large[RECIPES[-1]] > 1, "a small step helps the mended net, a large one ruins it"
+assert large[["vgg38-bn-rc-lr1e-2", "vgg38-skipinit"]].max() < 0.3 and abs(small["vgg38"]) < 0.01
+assert after_a_step[RECIPES[-1]][RATES[:-1]].max() < 0
 
 # %%
 losses, _ = learn(RECIPES[-1], lr=1e-2, steps=10)
@@ -364,6 +365,11 @@ alone = pd.Series(alone).unstack().rename_axis(["weights", "slope"])
 # %% tags=["nbval-ignore-output"]
 alone.round(2)
 
+# %% [markdown]
+# **Table 2.** The mean loss of the last 20 steps; 4.61 is guessing. None of the three does much alone. Without the
+# weights nothing learns, at either slope and either step; with the weights and the old slope next to nothing, even by
+# the smaller step; with weights and slope it learns at the reports' step of 1e-3, too, and better at the smaller one.
+
 # %%
 assert (alone.loc["default"] - np.log(100)).abs().max(axis=None) < 0.03
 assert alone.loc["delta-orthogonal", 0.01].min() > 4.5
@@ -371,10 +377,6 @@ assert alone.loc["delta-orthogonal", 0.6].max() < 4.2
 assert alone.loc[("delta-orthogonal", 0.6), "step 0.0004"] < alone.loc[("delta-orthogonal", 0.6), "step 0.001"]
 
 # %% [markdown]
-# **Table 2.** The mean loss of the last 20 steps; 4.61 is guessing. None of the three does much alone. Without the
-# weights nothing learns, at either slope and either step; with the weights and the old slope next to nothing, even by
-# the smaller step; with weights and slope it learns at the reports' step of 1e-3, too, and better at the smaller one.
-#
 # ## Replay: what is measured on CIFAR-100
 #
 # The registry holds the plain VGG38 with and without each of the three changes, SkipInit, both depths with the slope

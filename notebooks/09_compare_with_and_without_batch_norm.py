@@ -121,10 +121,6 @@ axes.set(xscale="log", xlabel="learning rate", ylabel="training loss (nats)", ti
 _ = axes.legend(frameon=False, loc="lower left")
 plt.show()
 
-# %%
-assert min(loss["with BN"]) < min(loss["without BN"]) - 0.3, "each at its best rate"
-assert min(loss["without BN"]) > 4.3, "without BN none of the rates leads away from guessing yet"
-
 # %% [markdown]
 # **Figure 1.** Lower is better. Compare each net at its best rate: with BN the loss is far below guessing after 20
 # steps, without BN it is still next to the dotted line, at each of the three rates. The net, the shortcuts, the images
@@ -133,7 +129,12 @@ assert min(loss["without BN"]) > 4.3, "without BN none of the rates leads away f
 # words that BN is "mostly about improving optimization".
 #
 # This is a small set and the first seconds of training.
-#
+
+# %%
+assert min(loss["with BN"]) < min(loss["without BN"]) - 0.3, "each at its best rate"
+assert min(loss["without BN"]) > 4.3, "without BN none of the rates leads away from guessing yet"
+
+# %% [markdown]
 # ## Replay three epochs
 #
 # Now the real images. The recipe is that of the code which the report links to: SGD as above, rate 0.05, a tenth of it
@@ -183,14 +184,6 @@ last = last[["train_loss", "val_loss", "train_acc", "val_acc"]]
 last[["train_acc", "val_acc"]] *= 100
 last.round(2)
 
-# %%
-with_bn, without = ({d: history[d, text].val_loss for d in panels} for text in PAIR)
-assert all(without[d].gt(with_bn[d]).all() and without[d].iloc[-1] > with_bn[d].iloc[1] for d in panels)
-assert without["CIFAR-100"].iloc[-1] > with_bn["CIFAR-100"].iloc[0], "three epochs without BN, one with it"
-start, after = ({t: flow["CIFAR-100", t].drop(columns="seed").set_index("epoch").loc[i] for t in PAIR} for i in (0, 3))
-dotted, solid = (by["with BN"] / by["without BN"] for by in (start, after))
-assert dotted.between(1 / 3, 3).all() and solid["layer1.0.conv1":"layer1.1.conv2"].min() > 4
-
 # %% [markdown]
 # **Figure 2**, and the table: losses in nats, dashed on the training images and solid on the validation images, and
 # accuracies in percent. *Left and middle*: with BN the loss falls faster and is lower from the first epoch on, as the
@@ -201,7 +194,16 @@ assert dotted.between(1 / 3, 3).all() and solid["layer1.0.conv1":"layer1.1.conv2
 # size at the start did not decide. Three epochs later (solid; one mini-batch) the layers of the first stage get four to
 # ten times less than with BN; whether that is a cause or a consequence this figure does not tell. (The 1x1 convolutions
 # of the shortcuts are left out.)
-#
+
+# %%
+with_bn, without = ({d: history[d, text].val_loss for d in panels} for text in PAIR)
+assert all(without[d].gt(with_bn[d]).all() and without[d].iloc[-1] > with_bn[d].iloc[1] for d in panels)
+assert without["CIFAR-100"].iloc[-1] > with_bn["CIFAR-100"].iloc[0], "three epochs without BN, one with it"
+start, after = ({t: flow["CIFAR-100", t].drop(columns="seed").set_index("epoch").loc[i] for t in PAIR} for i in (0, 3))
+dotted, solid = (by["with BN"] / by["without BN"] for by in (start, after))
+assert dotted.between(1 / 3, 3).all() and solid["layer1.0.conv1":"layer1.1.conv2"].min() > 4
+
+# %% [markdown]
 # ## Replay the report's curves
 #
 # The report does not say how many epochs it trained; its code is set to 300. Ninety are registered, three levels of the

@@ -93,18 +93,6 @@ plt.show()
 # %%
 tables.in_words(steps)
 
-# %%
-assert list(steps.index[lost]) == ["4: 2 convolutions each", "7: BN after linear"]
-gains = told.drop("7: BN after linear").ffill().diff().round().astype("Int64")
-assert gains.nlargest(2).index.tolist() == ["6: branch times 0.1", "9: crop and flip"]
-had = 100 * steps.measured
-assert 15 < had["2: 5 sub-blocks"] - had["1: BN"] < 22
-assert 2 < had.diff()["3: 6 sub-blocks"] < 4 < had.diff()["4: 2 convolutions each"] < 5
-assert had.idxmax() == "4: 2 convolutions each" and 10 < had.max() - had["6: branch times 0.1"] < 15
-assert 1 < had["8: normalised images"] - had["6: branch times 0.1"] < 4
-assert 1 < had["7: BN after linear"] - had["6: branch times 0.1"] < 4
-assert records.load_series(runs["2"], "history.csv").train_acc.iloc[-1] > 0.999
-
 # %% [markdown]
 # **Figure 1.** Bars are what the report prints, but for two that it gives as a difference: step 3 ("another 4%") and
 # step 8 ("a 2% increase"). Diamonds, where there are any, are what was measured here, with the interval over seeds; one
@@ -121,7 +109,20 @@ assert records.load_series(runs["2"], "history.csv").train_acc.iloc[-1] > 0.999
 # in each sub-block, without a shortcut, bring four more, and that net is the best of all, 57 %. The shortcut with its
 # factor, which saved the report's net, costs ours 13 points. BN in the head gives two of them back, where the report
 # loses 6, and normalised images bring two, as in the report; but two points lie within the luck of single runs.
-#
+
+# %%
+assert list(steps.index[lost]) == ["4: 2 convolutions each", "7: BN after linear"]
+gains = told.drop("7: BN after linear").ffill().diff().round().astype("Int64")
+assert gains.nlargest(2).index.tolist() == ["6: branch times 0.1", "9: crop and flip"]
+had = 100 * steps.measured
+assert 15 < had["2: 5 sub-blocks"] - had["1: BN"] < 22
+assert 2 < had.diff()["3: 6 sub-blocks"] < 4 < had.diff()["4: 2 convolutions each"] < 5
+assert had.idxmax() == "4: 2 convolutions each" and 10 < had.max() - had["6: branch times 0.1"] < 15
+assert 1 < had["8: normalised images"] - had["6: branch times 0.1"] < 4
+assert 1 < had["7: BN after linear"] - had["6: branch times 0.1"] < 4
+assert records.load_series(runs["2"], "history.csv").train_acc.iloc[-1] > 0.999
+
+# %% [markdown]
 # ## Look at what the shortcut costs
 #
 # Accuracy on the training images and on the validation images (%), by epoch:
@@ -133,13 +134,6 @@ for step, text in (("4", "no shortcut"), ("6", "shortcut, branch times 0.1"), ("
     for part, column in (("training", "train_acc"), ("validation", "val_acc")):
         fits[f"{step}: {text}", part] = 100 * history.groupby("epoch")[column].mean()
 pd.DataFrame(fits).T.round(1)
-
-# %%
-seen, others = (pd.DataFrame(fits).T.xs(part, level=1) for part in ("training", "validation"))
-assert 64 < seen.iloc[1][20] < 69 and 40 < others.iloc[1][20] < 41 and 50 < seen.iloc[0][6] < 56
-assert 44 < others.iloc[0][6] < 46
-assert seen.iloc[1, 1] < 0.5 * seen.iloc[0, 1] and abs(seen.iloc[2, 1] - seen.iloc[0, 1]) < 5
-assert (seen.iloc[[0, 2], -1] > 99.9).all() and had.max() - had["7: BN after linear"] > 8
 
 # %% [markdown]
 # **Table 1.** With the shortcut and its factor the net learns its training images half as fast. With BN in the head it
@@ -154,7 +148,15 @@ assert (seen.iloc[[0, 2], -1] > 99.9).all() and had.max() - had["7: BN after lin
 #
 # Is the report's 17 % then a net that had not learnt yet? Ours is there before its second epoch ends. Or a deeper one?
 # In Figure 3, below, depth without a shortcut does hurt.
-#
+
+# %%
+seen, others = (pd.DataFrame(fits).T.xs(part, level=1) for part in ("training", "validation"))
+assert 64 < seen.iloc[1][20] < 69 and 40 < others.iloc[1][20] < 41 and 50 < seen.iloc[0][6] < 56
+assert 44 < others.iloc[0][6] < 46
+assert seen.iloc[1, 1] < 0.5 * seen.iloc[0, 1] and abs(seen.iloc[2, 1] - seen.iloc[0, 1]) < 5
+assert (seen.iloc[[0, 2], -1] > 99.9).all() and had.max() - had["7: BN after linear"] > 8
+
+# %% [markdown]
 # ## Choose a step that the head bears
 #
 # *Live.* Adam's first steps move every weight by its rate, whatever the gradient. In the net of step 1 the first linear
@@ -201,12 +203,12 @@ axes.set(xlabel="step", xticks=range(0, 21, 5), ylabel="dead units (%)", ylim=(-
 _ = axes.legend(frameon=False)
 plt.show()
 
-# %%
-assert dying["Adam, 1e-3"][10] > 0.6 > 0.5 > dying["SGD, 5e-3"].max()
-
 # %% [markdown]
 # **Figure 2.** Within ten steps Adam has killed more than four units in five. SGD, whose steps shrink with the
 # gradient, leaves two thirds alive. These are the procedural images. On CIFAR-100, over 30 epochs:
+
+# %%
+assert dying["Adam, 1e-3"][10] > 0.6 > 0.5 > dying["SGD, 5e-3"].max()
 
 # %%
 RECIPES = {"SGD, 5e-3": "-sgd-lr5e-3", "Adam, 1e-3": ""}
@@ -219,13 +221,6 @@ training, validation = (tables.in_words(tables.compare(both, metric)) for metric
 columns = {"training (%)": training.measured, "validation (%)": validation.measured, "n": validation.n}
 pd.DataFrame(columns | {"reported, validation (%)": validation.reported})
 
-# %%
-seen, held_out = (tables.compare(both, metric).measured for metric in ("train_acc", "val_acc"))
-assert held_out["step 1, Adam, 1e-3"] == 0.01, "dead"
-assert 0.25 < held_out["step 0, Adam, 1e-3"] < held_out["step 0, SGD, 5e-3"]
-assert seen["step 1, SGD, 5e-3"] > seen["step 0, SGD, 5e-3"] + 0.1
-assert held_out["step 1, SGD, 5e-3"] < held_out["step 0, SGD, 5e-3"] + 0.01
-
 # %% [markdown]
 # **Table 2.** With Adam the net of step 1 is dead: it answers the same for every image, 1 %, as VGG38 does, and for
 # another reason. It is one more net whose fate is decided by its first steps. By SGD both nets learn. But then step 0
@@ -236,6 +231,13 @@ assert held_out["step 1, SGD, 5e-3"] < held_out["step 0, SGD, 5e-3"] + 0.01
 # Did the report train for fewer? How long, it says of step 10 only: 100 epochs. So look at our three nets early:
 
 # %%
+seen, held_out = (tables.compare(both, metric).measured for metric in ("train_acc", "val_acc"))
+assert held_out["step 1, Adam, 1e-3"] == 0.01, "dead"
+assert 0.25 < held_out["step 0, Adam, 1e-3"] < held_out["step 0, SGD, 5e-3"]
+assert seen["step 1, SGD, 5e-3"] > seen["step 0, SGD, 5e-3"] + 0.1
+assert held_out["step 1, SGD, 5e-3"] < held_out["step 0, SGD, 5e-3"] + 0.01
+
+# %%
 early = {}
 for step in ("0", "1", "2"):
     history = records.load_series(runs[step], "history.csv")
@@ -243,16 +245,17 @@ for step in ("0", "1", "2"):
 early = pd.DataFrame(early).T.round(1)
 early.assign(reported=100 * steps.reported.to_numpy()[:3])
 
-# %%
-assert early.loc["step 1", 4] - early.loc["step 0", 4] > 4 and early.loc["step 1", 30] < early.loc["step 0", 30]
-assert (early.loc["step 2"] > early.loc["step 1"] + 6).all() and early.loc["step 2", 4] > 38
-
 # %% [markdown]
 # **Table 3.** Validation accuracy (%) by epoch, of a schedule of thirty; mean over the seeds there are. In the first
 # epochs BN is ahead, after four by six points; by the end the net without it has caught up. So who trains for few
 # epochs finds BN's step up, and a step by depth that is higher than the report's all the same. What remains is that the
 # report's first net, of which it tells nothing but the 23 %, may have been another.
-#
+
+# %%
+assert early.loc["step 1", 4] - early.loc["step 0", 4] > 4 and early.loc["step 1", 30] < early.loc["step 0", 30]
+assert (early.loc["step 2"] > early.loc["step 1"] + 6).all() and early.loc["step 2", 4] > 38
+
+# %% [markdown]
 # ## See what the factor 0.1 mends in a deep narrow net
 #
 # *Live.* A net of step 4 in which every layer is normalised, and yet depth hurts: is that plausible? Take sixteen
@@ -301,14 +304,6 @@ for axes, (head, lines) in zip(panels, falling.items(), strict=True):
 _ = panels[0].set_ylabel("training loss (nats; dotted: guessing)")
 plt.show()
 
-# %%
-mortal, immortal = ({text: np.mean(values[-2:]) for text, (values, _) in lines.items()} for lines in falling.values())
-scaled = "shortcut, branch times 0.1"
-assert mortal[scaled] < min(mortal["shortcut"], mortal["no shortcut"]) - 0.1, "here the factor makes the difference"
-assert mortal["shortcut"] > mortal["no shortcut"] - 0.15 and falling["the head of steps 0 to 6"]["shortcut"][1] > 0.9
-assert max(immortal["shortcut"], immortal[scaled]) < immortal["no shortcut"] - 1, "here the shortcut does"
-assert abs(immortal["shortcut"] - immortal[scaled]) < 0.4
-
 # %% [markdown]
 # **Figure 3.** All six nets have BN at every convolution. *Left*, the report's head: without a shortcut this depth
 # hardly leaves guessing in sixty steps, with one the net guesses, and with the branch times 0.1 it learns. That the
@@ -325,7 +320,16 @@ assert abs(immortal["shortcut"] - immortal[scaled]) < 0.4
 # So a step 4 that throws the net back is plausible where the net is deep: BN alone does not make depth harmless, as
 # VGG38 shows (chapter 04). Our net of step 4 has 11 convolutions, not 33, and by SGD nothing throws it back (Figure
 # 1).
-#
+
+# %%
+mortal, immortal = ({text: np.mean(values[-2:]) for text, (values, _) in lines.items()} for lines in falling.values())
+scaled = "shortcut, branch times 0.1"
+assert mortal[scaled] < min(mortal["shortcut"], mortal["no shortcut"]) - 0.1, "here the factor makes the difference"
+assert mortal["shortcut"] > mortal["no shortcut"] - 0.15 and falling["the head of steps 0 to 6"]["shortcut"][1] > 0.9
+assert max(immortal["shortcut"], immortal[scaled]) < immortal["no shortcut"] - 1, "here the shortcut does"
+assert abs(immortal["shortcut"] - immortal[scaled]) < 0.4
+
+# %% [markdown]
 # ## Name the contradictions
 #
 # **When did the net become BaseNet?** Steps 2 and 3 speak of five and six sub-blocks with pooling after the second and

@@ -88,15 +88,16 @@ axes.invert_yaxis()
 axes.grid(False, axis="y")
 plt.show()
 
-# %%
-assert min(tested["whole network"], tested["last layer only"]) > tested["from scratch"] + 0.3
-
 # %% [markdown]
 # **Figure 1.** The same net, the same 300 images, the same 24 steps; only the start differs. What it learned on A's
 # classes, of which B has none, is worth far more than all that it can learn from scratch in that time. Here the last
 # layer alone, half a per cent of the parameters, will do: B's images are made as A's are, and the features fit. Where
 # they fit less well, the rest has to follow. Report D's images may be such a case: there the whole network wins by far.
-#
+
+# %%
+assert min(tested["whole network"], tested["last layer only"]) > tested["from scratch"] + 0.3
+
+# %% [markdown]
 # ## Learn ten other classes first
 #
 # ImageNet is not among this project's data. So its own pre-training is on CIFAR-10, none of whose ten classes CIFAR-100
@@ -128,11 +129,6 @@ print(f"CIFAR-10, after {before.epochs} epochs: {100 * before.val_acc:.1f} % of 
 measured = 100 * runs.loc[list(briefly.values()), ["train_acc", "val_acc", "test_acc"]]
 measured.set_axis(list(briefly)).round(2)
 
-# %%
-last, whole, scratch = measured.test_acc
-assert whole > scratch + 6 and scratch > last + 10
-assert whole > last + 15 and measured.train_acc.iloc[1] > 90
-
 # %% [markdown]
 # **Figure 2 and Table 1.** In percent; training dashed, validation solid; a single run each. Three passes over ten
 # other classes leave a net that is right about 61 % of those. Begun there, the *whole network* comes to 38.2 % of the
@@ -142,7 +138,13 @@ assert whole > last + 15 and measured.train_acc.iloc[1] > 90
 # images right: at this one rate, and with features of three epochs, it can make little of them. (In the report, after
 # ImageNet, the last layer comes to 36 % and the whole network to 56 %: closer together than here, further apart than in
 # the tiny example.)
-#
+
+# %%
+last, whole, scratch = measured.test_acc
+assert whole > scratch + 6 and scratch > last + 10
+assert whole > last + 15 and measured.train_acc.iloc[1] > 90
+
+# %% [markdown]
 # ## Set the report beside it
 #
 # With ninety epochs of CIFAR-10 the three ways are registered by Adam and, for a reason that the log gives below, by
@@ -206,12 +208,6 @@ axes.set(xlabel="epoch", ylabel="training loss (nats)", title="Report D's log be
 _ = axes.legend(frameon=False)
 plt.show()
 
-# %%
-assert abs(true[1] - np.log(200)) < 0.1 and true[1] - np.log(100) > 0.7
-assert 1 / 200 < log.train_acc[1] < 1 / 100 and list(at) == [3] and hits.round()[1] == 20
-ours = records.load_series(briefly["whole network"], "history.csv").train_loss
-assert 1.5 < true[1] - true[6] < 1.7 and 1.4 < ours[0] - ours[5] < 1.6 and ours[0] - ours[2] > 0.85
-
 # %% [markdown]
 # **Figure 3.** A net that has not learned yet gives every class about the same probability, and its loss is the
 # logarithm of the number of classes. The log begins at $\ln 200$, not at $\ln 100$, with an accuracy between 1/200 and
@@ -227,6 +223,12 @@ assert 1.5 < true[1] - true[6] < 1.7 and 1.4 < ours[0] - ours[5] < 1.6 and ours[
 # are registered with both Adam and SGD.
 #
 # **The test set** is of another size: its accuracies are no multiples of 1/3000.
+
+# %%
+assert abs(true[1] - np.log(200)) < 0.1 and true[1] - np.log(100) > 0.7
+assert 1 / 200 < log.train_acc[1] < 1 / 100 and list(at) == [3] and hits.round()[1] == 20
+ours = records.load_series(briefly["whole network"], "history.csv").train_loss
+assert 1.5 < true[1] - true[6] < 1.7 and 1.4 < ours[0] - ours[5] < 1.6 and ours[0] - ours[2] > 0.85
 
 # %%
 whole = tables.reported().query("exhibit == 'Part 2' and metric == 'test_acc'").value

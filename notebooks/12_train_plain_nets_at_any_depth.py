@@ -97,11 +97,6 @@ _ = axes.set_ylim(3.8, 4.9)
 _ = axes.legend(frameon=False, fontsize=8, loc="lower left")
 plt.show()
 
-# %%
-ends = pd.Series({text: losses.tail(15).mean() for text, losses in deeper.items()})
-assert 3.9 < ends.min() < ends.max() < 4.35 and ends.max() - ends.min() < 0.3, "whatever the depth, they learn"
-assert abs(unchanged.tail(15).mean() - np.log(100)) < 0.03, "with what suits 38 layers, 248 guess"
-
 # %% [markdown]
 # **Figure 1.** The four lines end between 4.0 and 4.3 nats, in no order of depth. Slope and step were searched for
 # VGG38 alone. With its slope and step the net of 248 layers (dashed) blows up within its first steps and then guesses
@@ -110,7 +105,13 @@ assert abs(unchanged.tail(15).mean() - np.log(100)) < 0.03, "with what suits 38 
 # step, leaves two unrelated images at the same cosine as the shallow one: all its layers together are no more
 # nonlinear. The theory makes depth nearly harmless, not useful: CIFAR-100, below, tells VGG68 from VGG38 by seven
 # points after five epochs of Adam, by one of Muon.
-#
+
+# %%
+ends = pd.Series({text: losses.tail(15).mean() for text, losses in deeper.items()})
+assert 3.9 < ends.min() < ends.max() < 4.35 and ends.max() - ends.min() < 0.3, "whatever the depth, they learn"
+assert abs(unchanged.tail(15).mean() - np.log(100)) < 0.03, "with what suits 38 layers, 248 guess"
+
+# %% [markdown]
 # ## Make a step an orthogonal matrix
 #
 # Why does the mended net bear only so small a step? Adam bounds what it adds to each *weight*. What the next layer gets
@@ -176,6 +177,16 @@ right.set(xlabel="step", ylabel="training loss (nats, mean of 10)", title="Plain
 _ = right.legend(frameon=False, fontsize=8, loc="lower left")
 plt.show()
 
+# %% [markdown]
+# **Figure 2.** *Left*: Adam's step of 4e-4 (dashed) moves a layer more than six times as far in one direction as in
+# half of the others. At 1e-4 (dotted) it is still twice as long as Muon's in that direction, and half as long in the
+# median. Muon's at 2e-2 (solid) is nearly level. (It is 0.7 to 1.2 of the intended length, since five steps of its
+# iteration come only near the orthogonal matrix.) *Right*: on these images nearly all of the gain is the two rates':
+# the ends bear a rate fifty times larger, if what lies between them moves less (black, dotted against dashed).
+# Orthogonal steps (solid) gain little more, and in 248 layers, at the same rate, as much. BN + RC gains, too, and stays
+# behind, this early and on these images. With PyTorch's weights and slope (orange) VGG38 guesses, so early. To its head
+# all images are one and the same (chapter 01), and sixty steps do not tell them apart. More will.
+
 # %%
 adam, muon, _ = moved.values()
 assert adam[0] > 5 * adam[15] and adam[0] > 5 * muon[0] and muon[0] < 2 * muon[15]
@@ -186,15 +197,6 @@ assert abs(ends["PyTorch's weights, Muon"] - np.log(100)) < 0.05, "sixty steps m
 assert abs(ends["248 layers, Muon"] - ends["38 layers, Muon"]) < 0.4 and ends["BN + RC, Muon"] < ends["BN + RC, Adam"]
 
 # %% [markdown]
-# **Figure 2.** *Left*: Adam's step of 4e-4 (dashed) moves a layer more than six times as far in one direction as in
-# half of the others. At 1e-4 (dotted) it is still twice as long as Muon's in that direction, and half as long in the
-# median. Muon's at 2e-2 (solid) is nearly level. (It is 0.7 to 1.2 of the intended length, since five steps of its
-# iteration come only near the orthogonal matrix.) *Right*: on these images nearly all of the gain is the two rates':
-# the ends bear a rate fifty times larger, if what lies between them moves less (black, dotted against dashed).
-# Orthogonal steps (solid) gain little more, and in 248 layers, at the same rate, as much. BN + RC gains, too, and stays
-# behind, this early and on these images. With PyTorch's weights and slope (orange) VGG38 guesses, so early. To its head
-# all images are one and the same (chapter 01), and sixty steps do not tell them apart. More will.
-#
 # ## Replay: what is measured on CIFAR-100
 #
 # The *mended* plain VGG38 and VGG68, with weights, slope and step as above (rounded), were trained for five epochs by
