@@ -1,18 +1,18 @@
 # %% [markdown]
 # # Build batch normalisation and residual blocks
 #
-# A plain VGG38 cannot be trained: each of its layers passes on 0.41 of the signal and 0.41 of the gradient, and
-# after 37 of them nothing is left of either (chapter 01). Reports A and B repair it with batch normalisation (BN) and
-# with residual connections (RC). This chapter builds both from their equations and measures what they do.
+# A plain VGG38 cannot be trained: each layer passes on 0.41 of the signal and 0.41 of the gradient, and after 37 of
+# them nothing is left of either (chapter 01). Reports A and B repair it with batch normalisation (BN) and residual
+# connections (RC). This chapter builds both from their equations and measures what they do.
 #
-# **You will see** batch normalisation written by hand, forwards and backwards, equal to PyTorch's; the residual block;
-# and four nets of 38 layers side by side before their first step, and two of them in their first hundred.
-# **You will learn** how BN divides the factor 0.41 out, how a shortcut goes round it, and why the two together are
+# **You will see** batch normalisation written by hand, forwards and backwards, and equal to PyTorch's; the residual
+# block; four nets of 38 layers before their first step, and two of them in their first hundred.
+# **You will learn** how BN divides out the factor 0.41, how a shortcut goes round it, and why the two together are
 # better balanced than BN alone.
-# **You need** chapter 01, the chain rule, and about a minute of two CPU cores. No GPU and no dataset are needed.
+# **You need** chapter 01, the chain rule, and about a minute on two CPU cores. No GPU or dataset is needed.
 #
-# A cell that says *live* computes on your machine, on 5,000 images of CIFAR-100 if they are there (`vggres data`
-# fetches them), else on a small procedural set of 100 classes. Its last digits may differ from those printed here.
+# A cell marked *live* computes on your machine, on 5,000 images of CIFAR-100 if they are there (`vggres data` fetches
+# them), otherwise on a small procedural set of 100 classes. Its last digits may differ from those printed here.
 
 # %%
 import inspect
@@ -33,9 +33,9 @@ from vggres.runs import find
 # %% [markdown]
 # ## Normalise a channel
 #
-# Take one channel of a layer's output. It holds $m = N H W$ values $x_1, \dots, x_m$: all pixels of all images of the
-# batch. BN (Ioffe and Szegedy, 2015, Algorithm 1) standardises them, then gives the net two parameters with which to
-# choose another mean and scale:
+# One channel of a layer's output holds $m = N H W$ values $x_1, \dots, x_m$: all pixels of all images of the batch. BN
+# (Ioffe and Szegedy, 2015, Algorithm 1) standardises them, then gives the net two parameters to choose another mean and
+# scale:
 #
 # $$ \mu = \frac1m \sum_i x_i , \qquad \sigma^2 = \frac1m \sum_i (x_i - \mu)^2 , \qquad s = \sqrt{\sigma^2 + \epsilon} ,
 # \qquad \hat x_i = \frac{x_i - \mu}{s} , \qquad y_i = \gamma \hat x_i + \beta . $$
@@ -72,14 +72,13 @@ assert ours.shape == x.shape and torch.allclose(ours, theirs(x))
 # %% [markdown]
 # ## Remember the statistics
 #
-# In use an image must not depend on its neighbours in a batch. So each training step also moves a *running* mean and
-# variance towards the batch's own, by a tenth (PyTorch calls this `momentum=0.1`), and evaluation mode uses those:
+# In use, an image must not depend on its neighbours in a batch. So each training step also moves a *running* mean and
+# variance a tenth of the way towards the batch's own (PyTorch's `momentum=0.1`), and evaluation mode uses those:
 #
 # $$ r_\mu \leftarrow 0.9\, r_\mu + 0.1\, \mu , \qquad
 # r_{\sigma^2} \leftarrow 0.9\, r_{\sigma^2} + 0.1\, \frac{m}{m - 1} \sigma^2 . $$
 #
-# They start at 0 and 1. Mind the fraction: the variance that *normalises* is divided by $m$, the one that is
-# *remembered* by $m - 1$.
+# They start at 0 and 1. The variance that *normalises* is divided by $m$, the one that is *remembered* by $m - 1$.
 
 # %%
 m = x.numel() // x.shape[1]
@@ -93,7 +92,7 @@ assert torch.allclose(normalise(x, running_mean, running_variance, gamma, beta),
 # %% [markdown]
 # ## Derive the backward pass
 #
-# Let $g_i = \partial E / \partial y_i$ be the gradient that arrives. The two parameters are quickly done:
+# Let $g_i = \partial E / \partial y_i$ be the incoming gradient. The two parameters are quickly done:
 #
 # $$ \frac{\partial E}{\partial \gamma} = \sum_i g_i \hat x_i , \qquad
 # \frac{\partial E}{\partial \beta} = \sum_i g_i . $$
@@ -133,9 +132,8 @@ dx, dgamma, dbeta = backward(g, x.detach(), gamma)
 assert all(torch.allclose(a, b) for a, b in zip((dx, dgamma, dbeta), expected, strict=True))
 
 # %% [markdown]
-# Read the equation from left to right. The gradient is divided by $s$, the size of what came forward. Then its mean is
-# taken away, and its part along $\hat x$. A small step along what is left neither shifts a channel as a whole nor
-# stretches it:
+# Read the equation from left to right: the gradient is divided by $s$, the size of what came forward, then loses its
+# mean and its part along $\hat x$. A small step along what is left neither shifts the whole channel nor stretches it:
 
 # %%
 x_hat = (ours - beta) / gamma
@@ -144,8 +142,8 @@ assert torch.allclose((dx * x_hat).sum(CHANNEL), torch.zeros(8, dtype=x.dtype), 
 
 # %% [markdown]
 # In evaluation mode the statistics are constants. Two of the three routes are closed, and only $\gamma g_i / s$ is
-# left, with the running $s$. That is another gradient, of another network. Gradients are therefore studied in training
-# mode, here and in the reports.
+# left, with the running $s$. That is another gradient, of another network. Here and in the reports, gradients are
+# therefore studied in training mode.
 
 # %%
 _ = theirs.eval()
@@ -159,9 +157,9 @@ assert not torch.allclose(ours[0], dx)
 # %% [markdown]
 # ## Forget the scale of the weights
 #
-# Put BN behind a convolution and multiply the weights by $c > 0$. The output, its $\mu$ and its $s$ all grow by $c$,
-# and the quotient does not notice (but for $\epsilon$, set to 0 here). In return, the gradient of the weights shrinks
-# by $c$:
+# Put BN after a convolution and multiply the weights by $c > 0$. The output, its $\mu$ and its $s$ all grow by $c$, so
+# the quotient stays the same (but for $\epsilon$, set to 0 here). In return, the gradient of the weights shrinks by
+# $c$:
 #
 # $$ \mathrm{BN}(cW * x) = \mathrm{BN}(W * x) , \qquad
 # \frac{\partial E}{\partial (cW)} = \frac1c \, \frac{\partial E}{\partial W} . $$
@@ -182,29 +180,29 @@ for c in (0.01, 0.41, 100):
     assert torch.allclose(dscaled, dweight / c)
 
 # %% [markdown]
-# PyTorch's default initialisation is nothing but one choice of $c$: weights so small that a layer passes 0.41. With BN
-# behind every convolution that factor is divided out again, forwards at once and backwards by the $1/s$ of the
-# equation above. No layer inherits it from the one before.
+# PyTorch's default initialisation is just one choice of $c$: weights so small that a layer passes 0.41. BN after every
+# convolution divides that factor out again, forwards at once and backwards by the $1/s$ of the equation above. No layer
+# inherits it from the one before.
 #
 # ## Keep the identity
 #
-# The residual block (He et al., 2016, "Deep residual learning") takes another way. It leaves the convolutions $F$ as
-# they are, and adds the input to their output:
+# The residual block (He et al., 2016, "Deep residual learning") takes another route. It leaves the convolutions $F$ as
+# they are and adds the input to their output:
 #
 # $$ h = x + F(x) , \qquad \frac{\partial h}{\partial x} = I + \frac{\partial F}{\partial x} . $$
 #
 # Multiply the Jacobians of many such blocks: $(I + J_1)(I + J_2) \cdots = I + J_1 + J_2 + \dots + J_1 J_2 + \dots$
 # However small the $J$ are, the identity stays. A plain net keeps only the last term of that sum, the product of all.
 #
-# This is the block of every net here. Without `norm` its `norm1`, `norm2`, ... are identities:
+# Every net here uses this block. Without `norm` its `norm1`, `norm2`, ... are identities:
 
 # %%
 print(inspect.getsource(Block.forward))
 
 # %% [markdown]
-# The last activation stands *behind* the addition, so the way back is not quite the identity: where $h$ is negative,
-# LeakyReLU lets a hundredth pass. Check the shapes, and that a block whose last convolution is 0 does nothing to an
-# image that is already activated:
+# The last activation comes *after* the addition, so the way back is not quite the identity: where $h$ is negative,
+# LeakyReLU passes only a hundredth. Check the shapes, and that a block whose last convolution is 0 leaves an already
+# activated image unchanged:
 
 
 # %%
@@ -242,9 +240,9 @@ assert abs(plain - 1 / 6) < 0.03 and residual > 0.8
 # %% [markdown]
 # ### Two readings of "residual"
 #
-# A reduction block halves the image, so its input and output do not fit together. Report A gives it no shortcut. Report
-# B adds the input after pooling it to half its size, which costs no parameters. That is the `avg_pool2d` in the last
-# lines of `forward`.
+# A reduction block halves the image, so its input and output differ in size. Report A gives it no shortcut. Report B
+# pools the input to half its size and adds it, which costs no parameters (the `avg_pool2d` in the last lines of
+# `forward`).
 
 # %%
 blocks = {name: [b for b in build(name).modules() if isinstance(b, Block)] for name in ("vgg38-bn-rc", "vgg38-resnet")}
@@ -254,10 +252,10 @@ for (name, found), report in zip(blocks.items(), "AB", strict=True):
 # %% [markdown]
 # ## Compare four nets before the first step
 #
-# *Live.* Four nets meet one batch of 100 images, the first of epoch 0 under seed 0, as in chapter 01: the plain VGG38,
-# the two repairs, and both together, with PyTorch's default initialisation from seed 0. At each layer's output $z$ we
-# ask two things: how much do the images still differ, and how large is the gradient that comes back? (Half of the
-# batch will do here: `propagation` computes in double precision, which takes its time.)
+# *Live.* We compare the plain VGG38, the two repairs, and both together, with PyTorch's default initialisation from
+# seed 0, on one batch of 100 images: the first of epoch 0 under seed 0, as in chapter 01. At each layer's output $z$ we
+# ask two things: how much do the images still differ, and how large is the gradient that comes back? (Half of the batch
+# will do here: `propagation` computes in double precision, which is slow.)
 
 # %%
 source = data.load("cifar100").subset(5000) if data.available() else data.load("synthetic")
@@ -289,15 +287,15 @@ _ = right.legend(frameon=False, loc="lower right")
 plt.show()
 
 # %% [markdown]
-# **Figure 1.** *Left*, read from left to right: what distinguishes the images falls by sixteen orders of magnitude in
-# the plain net. BN holds it level, with RC or without; RC alone loses some in three steps. (The teeth of the nets with
-# shortcuts are as long as a block: its first convolution sees the stream, to which every block has added, its second a
-# single branch.) *Right*, read from right to left: the gradient falls in the plain net, grows with BN alone, and stays
-# level from stage to stage with both. (All four fall first, over the last two layers, where it is spread over the
-# pixels.) The steps of RC stand at the vertical lines, where report A's reduction blocks have no shortcut: each leaves
-# two bare layers and a pooling in the way.
+# **Figure 1.** *Left*, read from left to right: in the plain net, the difference between images falls by sixteen orders
+# of magnitude. BN holds it level, with or without RC; RC alone loses some in three steps. (The nets with shortcuts show
+# teeth as long as a block: its first convolution sees the stream, to which every block has added, its second a single
+# branch.) *Right*, read from right to left: the gradient falls in the plain net, grows with BN alone, and stays level
+# from stage to stage with both. (In all four it first falls over the last two layers, where it is spread over the
+# pixels.) The steps of RC are at the vertical lines, where report A's reduction blocks have no shortcut: each puts two
+# bare layers and a pooling in the way.
 #
-# Read off the factor by which a whole stage, twelve layers, multiplies the gradient on its way back:
+# Read off the factor by which a whole stage of twelve layers multiplies the gradient on its way back:
 
 # %%
 at = {name: (rows.signal.iloc[-2] / rows.signal.iloc[0], rows.gradient.iloc[0]) for name, rows in probe.items()}
@@ -318,14 +316,14 @@ assert (stage["BN"] > 1.2).all() and stage["BN + RC"].between(0.4, 2).all()
 # %% [markdown]
 # ## Find what BN leaves behind
 #
-# BN alone *multiplies* the gradient, by a little at each layer, and always in the same direction. The cause can be
-# calculated. Behind BN a unit is about normal with variance 1. A ReLU passes on its positive half $a$, with
+# BN alone *multiplies* the gradient, by a little at each layer and always in the same direction. The cause can be
+# calculated. After BN a unit is roughly normal with variance 1. A ReLU passes on its positive half $a$, with
 #
 # $$ \mathrm{E}[a^2] = \frac12 , \qquad \mathrm{E}[a] = \frac{1}{\sqrt{2\pi}} , \qquad
 # \mathrm{Var}[a] = \frac12 - \frac{1}{2\pi} . $$
 #
-# The next BN subtracts the mean, and divides by a deviation that comes from $\mathrm{Var}[a]$ only. On the way back the
-# gradient is multiplied by the same weights, divided by the same deviation, and halved in its square by the ReLU. The
+# The next BN subtracts the mean and divides by a deviation that comes from $\mathrm{Var}[a]$ only. On the way back the
+# gradient is multiplied by the same weights and divided by the same deviation, and the ReLU halves its square. The
 # weights cancel, and a layer multiplies the gradient by
 #
 # $$ \sqrt{\frac{1/2}{1/2 - 1/(2\pi)}} = \sqrt{\frac{\pi}{\pi - 1}} \approx 1.21 . $$
@@ -340,14 +338,14 @@ assert abs(inner.median() / theory - 1) < 0.06
 print(f"theory {theory:.2f}, measured {inner.median():.2f} (median of {len(inner)} layers)")
 
 # %% [markdown]
-# Twelve layers at 1.21 make ten, and the pooling divides by 4, which leaves 2.5, about what the table has for stages 2
+# Twelve layers at 1.21 make ten, and the pooling divides by 4. That leaves 2.5, about what the table shows for stages 2
 # and 3. With shortcuts the stage multiplies by nearly as much before its reduction. But each of the five blocks adds a
 # branch of variance about 1 to the stream, and the BN of the reduction block divides the gradient by the size that the
-# stream has come to: with the pooling's 4 that takes the ten back. So BN + RC leaves a stage with a factor of about 1.
-# (Stage 1 has half of that in both nets: the entry's outputs are twice as large as other layers', so the entry's own BN
-# divides the gradient by twice as much.) *Live*, the same stages in two parts: from the output of the reduction's first
-# convolution back to the stage's input ("the stage"), and from the output of its second back to that of its first,
-# through the pooling and the BN that divides ("the step"):
+# stream has reached. Together with the pooling's 4, that cancels the ten, so the factor of a BN + RC stage is about 1.
+# (Stage 1 has half of that in both nets: the entry's outputs are twice as large as other layers', so its own BN divides
+# the gradient by twice as much.) *Live*, the same stages in two parts: "the stage", from the output of the reduction's
+# first convolution back to the stage's input, and "the step", from the output of its second back to that of its first,
+# through the pooling and the BN that divides:
 
 # %% tags=["nbval-ignore-output"]
 after = [f"stage{i}.reduce.conv1" for i in (1, 2, 3)]
@@ -362,10 +360,10 @@ assert (inside > 4).all(axis=None) and (step["BN + RC"] < step["BN"] / 2).all()
 # %% [markdown]
 # ## Compare the gradient flow
 #
-# *Live.* The measure of the reports is the mean of $|\partial E / \partial W|$ of each layer. It goes as the right side
-# of Figure 1 times the *size* of the layer's input, summed over its pixels, of which stage 1 has 1,024 and stage 3 has
-# 64. (Not its left side: in the plain net biases give the input a size
-# without difference, hence the stairs of chapter 01.) Three initialisations of each net, on the whole batch:
+# *Live.* The reports measure the mean of $|\partial E / \partial W|$ of each layer. It scales as the right side of
+# Figure 1 times the *size* of the layer's input, summed over its pixels: 1,024 in stage 1, 64 in stage 3. (Not as the
+# left side: in the plain net, biases give the input a size that is the same for all images, hence the stairs of chapter
+# 01.) Three initialisations of each net, on the whole batch:
 
 # %%
 SEEDS = (0, 1, 2)
@@ -384,11 +382,11 @@ _ = left.legend(frameon=False, loc="lower right")
 plt.show()
 
 # %% [markdown]
-# **Figure 2.** Gradient flow before the first step, a line a seed. *Left*: whatever the repair, the first layer gets a
-# gradient at least eleven orders of magnitude larger than in the plain net. *Right*: the three are not alike. BN alone
-# is steep: the first layer's gradient is about a hundred times the last convolution's. With shortcuts it is about ten
-# times. RC alone is level within a stage, several times larger at a stage's ends, and lies near $10^{-6}$: small, yet
-# far above Adam's $\epsilon = 10^{-8}$, so that Adam can make up for its size (chapter 01).
+# **Figure 2.** Gradient flow before the first step, one line per seed. *Left*: whatever the repair, the first layer
+# gets a gradient at least eleven orders of magnitude larger than in the plain net. *Right*: the three repairs differ.
+# BN alone is steep: the first layer's gradient is about a hundred times the last convolution's. Adding shortcuts makes
+# that about ten times. RC alone is level within a stage, several times larger at a stage's ends, and near $10^{-6}$:
+# small, yet far above Adam's $\epsilon = 10^{-8}$, so Adam can make up for its size (chapter 01).
 
 # %% tags=["nbval-ignore-output"]
 ratio = pd.DataFrame({LABEL[n]: {f"seed {s}": flow[n, s][0] / flow[n, s][-2] for s in SEEDS} for n in FOUR})
@@ -404,9 +402,9 @@ assert min(flow[name, seed][0] / flow["vgg38", seed][0] for name in FOUR[1:] for
 # %% [markdown]
 # ## Count the parameters
 #
-# Neither repair makes the net larger to speak of: RC adds nothing, BN adds two numbers a channel, 0.7 % here. If our
-# nets are those of the reports, they must have as many parameters as the reports print, to the digits printed (report
-# A, Table 1, rounds to thousands; report B, section 5.1 and set 5, does not).
+# Neither repair enlarges the net much: RC adds nothing, BN adds two numbers a channel, 0.7 % here. If our nets are
+# those of the reports, their parameter counts must match the printed ones to the digits printed (report A, Table 1,
+# rounds to thousands; report B, section 5.1 and set 5, does not).
 
 # %%
 told = tables.reported().query("metric == 'params'")
@@ -451,9 +449,8 @@ plt.show()
 
 # %% [markdown]
 # **Figure 3.** The plain net lies on the dotted line, $\ln 100 = 4.605$ nats: it guesses. BN + RC, with 0.7 % more
-# parameters and the same recipe, is below the line within the first twenty steps and goes on falling: fast on the easy
-# procedural set, more slowly on images of CIFAR-100. What the four nets reach when they are trained in earnest is
-# chapter 04.
+# parameters and the same recipe, is below the line within the first twenty steps and keeps falling: fast on the easy
+# procedural set, more slowly on CIFAR-100. Chapter 04 shows what the four nets reach when they are fully trained.
 
 # %%
 late = {name: values[5:].mean() for name, values in losses.items()}
@@ -464,14 +461,14 @@ assert losses["vgg38-bn-rc"][-1] < losses["vgg38-bn-rc"][0] - 0.06
 # %% [markdown]
 # ## What was shown
 #
-# - BN, by hand, equals `nn.BatchNorm2d` forwards and backwards, in training and in evaluation mode. It makes a layer
-#   blind to the scale of its weights, and so divides out the factor 0.41 that starves the plain net.
-# - A shortcut puts an identity into the Jacobian: a block passes back about 0.9 of a gradient instead of 0.17. (Half of
-#   the inputs are 0 there, and of those units the last activation cuts every second: $\sqrt{3/4} = 0.87$.)
-# - Alone, BN overshoots: its gradient grows by about 1.2 a layer towards the input, as $\sqrt{\pi/(\pi-1)}$ says. The
-#   stream that shortcuts let grow tames that; a stage of BN + RC multiplies the gradient by about 1.
-# - Alone, RC loses most of the gradient in the three reduction blocks, where report A has no shortcut.
-# - The nets have as many parameters as the reports print, to the last digit printed.
+# - BN written by hand equals `nn.BatchNorm2d` forwards and backwards, in training and in evaluation mode. It makes a
+#   layer blind to the scale of its weights, and so divides out the factor 0.41 that starves the plain net.
+# - A shortcut puts an identity into the Jacobian: a block passes back about 0.9 of a gradient instead of 0.17. (There
+#   half of the inputs are 0, and the last activation cuts half of those units: $\sqrt{3/4} = 0.87$.)
+# - BN alone overshoots: its gradient grows by about 1.2 a layer towards the input, as $\sqrt{\pi/(\pi-1)}$ says. With
+#   shortcuts the stream grows, which tames that: a stage of BN + RC multiplies the gradient by about 1.
+# - RC alone loses most of the gradient in the three reduction blocks, where report A has no shortcut.
+# - The nets' parameter counts match those of the reports, to the last digit printed.
 # - BN + RC learns where the plain net guesses.
 #
-# The next chapter reads the loop that trains them, and tells what a GPU changes.
+# The next chapter reads the loop that trains them and shows what a GPU changes.

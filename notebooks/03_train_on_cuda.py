@@ -1,18 +1,18 @@
 # %% [markdown]
 # # Train on CUDA
 #
-# Training a net of report A's Table 1 takes 47,500 steps. This chapter takes the whole path of one step apart: the
-# loop, the data, the random numbers, the number format, the cost, and what survives when the machine stops in the
-# middle. It is small enough to be read in full, and the same lines are written for a GPU and a CPU.
+# Training a net of report A's Table 1 takes 47,500 steps. This chapter takes one step apart: the loop, the data, the
+# random numbers, the number format, the cost, and what survives when the machine stops midway. The code is small enough
+# to read in full, and the same lines serve a GPU and a CPU.
 #
 # **You will see** the loop on one screen, one image in four random crops, a gradient that a 16-bit format cannot hold,
 # where the time of a step goes on your machine, a convolution with a quarter of its products, and a run that is cut off
 # and still ends as if nothing had happened.
 # **You will learn** how to train any run of the reports by its name, and what a GPU changes.
-# **You need** chapter 02 and half a minute of two CPU cores. No GPU and no dataset are needed.
+# **You need** chapter 02 and half a minute on two CPU cores. No GPU or dataset is needed.
 #
-# A cell that says *live* computes on your machine, on the GPU if there is one, and its numbers may differ from those
-# printed here. The times on a GPU are replayed from a measurement on one.
+# A cell marked *live* computes on your machine, on the GPU if there is one, and its numbers may differ from those
+# printed here. GPU times are replayed from a measurement.
 
 # %%
 import contextlib
@@ -51,11 +51,11 @@ print(textwrap.dedent(loop))
 
 # %% [markdown]
 # Read it from the inside out. `engine.step` trains on one batch. An epoch is a `plan`, all its random `choices`, cut
-# into batches; `draw_from` seeds dropout, in the few nets that have it. After an epoch come one line of history, one
-# line of gradients (those of its last batch), and a checkpoint. The two `return None` are the deadline of `--minutes`.
-# The two `yield` let other runs have their turn, where several are trained together; `engine.turn` queues work on this
-# run's own stream of the GPU, and `engine.ready` asks whether the epoch's is done. What is *not* there: a data loader,
-# worker processes, and any reading back of a loss within an epoch.
+# into batches; `draw_from` seeds dropout, in the few nets that have it. Each epoch ends with one line of history, one
+# line of gradients (those of its last batch), and a checkpoint. The two `return None` enforce the deadline of
+# `--minutes`. The two `yield` give other runs their turn where several are trained together. `engine.turn` queues work
+# on this run's own GPU stream, and `engine.ready` asks whether the epoch's work is done. What is *not* there: a data
+# loader, worker processes, and any reading back of a loss within an epoch.
 #
 # ## Keep the images on the device
 #
@@ -67,9 +67,9 @@ for kind, size in (("uint8", 1), ("float32", 4)):
     print(f"{kind}: {47_500 * 32 * 32 * 3 * size / 1e6:.0f} MB")
 
 # %% [markdown]
-# The images of a batch get an edge of four zeros. A random crop is then only a choice of 32 rows and 32 columns of 40,
-# and a flip is the same columns in reverse. So the augmentation of a whole batch is *one* gather, `padded[image, rows,
-# cols]`, wherever the bytes lie. *Live*, a plan that asks four times for the same image:
+# Each image of a batch gets an edge of four zeros. A random crop is then a choice of 32 rows and 32 columns out of 40,
+# and a flip reverses the columns. So the augmentation of a whole batch is *one* gather, `padded[image, rows, cols]`,
+# wherever the bytes lie. *Live*, a plan that asks for the same image four times:
 
 # %%
 source = data.load("cifar100").subset(5000) if data.available() else data.load("synthetic")
@@ -98,15 +98,15 @@ for i in range(4):
 plt.show()
 
 # %% [markdown]
-# **Figure 1.** One image, its padded copy, and four crops A to D, framed in the colour of the window that they were
-# cut from. Look for the black margin: it enters where a window reaches over the edge. A is flipped as well. Means and
-# deviations are applied in the same call, so that the net receives float32 with a mean near 0.
+# **Figure 1.** One image, its padded copy, and four crops A to D, each framed in the colour of its window. The black
+# margin enters where a window reaches over the edge. A is also flipped. The same call applies means and deviations, so
+# the net receives float32 with a mean near 0.
 #
 # ## Draw all randomness from (seed, epoch)
 #
-# Which images, in which order, shifted and flipped how: all of an epoch is drawn before it begins, by a generator that
-# is seeded with two numbers, the run's seed and the epoch's. Nothing else enters, not what ran before and not the
-# device. Ask twice and you get the same; ask for the next epoch and you do not.
+# Which images come in which order, and how each is shifted and flipped, is all drawn before the epoch begins, by a
+# generator seeded with two numbers: the run's seed and the epoch's. Nothing else enters, neither what ran before nor
+# the device. Ask twice and you get the same; ask for the next epoch and you do not.
 
 
 # %%
@@ -120,14 +120,14 @@ assert not same(tenth, data.plan_epoch(5000, seed=0, epoch=11))
 assert not same(tenth, data.plan_epoch(5000, seed=1, epoch=10))
 
 # %% [markdown]
-# This is what makes a checkpoint simple: it keeps the number of the epoch and no state of any generator. It also makes
-# a CPU and a GPU see the same batches. Their results still differ: at first in the last digits, because they add in
-# another order (in more, where one computes in bfloat16), and after a hundred epochs by a point or more (chapter 07).
+# This keeps a checkpoint simple: it stores the epoch number and no generator state. It also gives a CPU and a GPU the
+# same batches. Their results still differ: at first in the last digits, because they add in another order (in more,
+# where one computes in bfloat16), and after a hundred epochs by a point or more (chapter 07).
 #
 # ## Choose the precision
 #
-# Half of the bits cost half of the memory traffic, and many processors multiply 16-bit numbers faster. There are two
-# such formats, and for this project they are not equal:
+# Half the bits cost half the memory traffic, and many processors multiply 16-bit numbers faster. There are two such
+# formats, and for this project they are not equal:
 
 # %%
 formats = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -145,8 +145,8 @@ pd.DataFrame(
 # bfloat16 keeps the exponent of float32 and gives up digits; float16 keeps more digits and gives up range. Chapter 01
 # is about numbers of the size $10^{-18}$. In float16 they do not exist.
 #
-# *Live.* Pass the gradient of a fresh VGG38 backwards as usual, but round it to one of the formats wherever 16-bit
-# training would: at the output of each layer, and at its weight. The last row multiplies the loss by $2^{16}$ first,
+# *Live.* Backpropagate through a fresh VGG38 as usual, but round the gradient to one of the formats wherever 16-bit
+# training would: at the output of each layer, and at its weight. The last row first multiplies the loss by $2^{16}$,
 # the usual remedy for float16 (Micikevicius et al., 2018), and divides it out at the end.
 
 
@@ -183,12 +183,12 @@ assert zeros["float16"] > 30 and zeros["float16, loss x 65,536"] > 20
 assert (rounded["bfloat16"] / rounded["float32"]).between(0.9, 1.1).all()
 
 # %% [markdown]
-# bfloat16 keeps the size of every gradient. float16 says 0 for nearly all of them. Scaling the loss brings back
-# the third stage and little before it. A study of vanishing gradients in float16 would study float16.
+# bfloat16 keeps the size of every gradient. float16 turns nearly all of them into 0. Scaling the loss brings back the
+# third stage and little before it. A study of vanishing gradients in float16 would study float16.
 #
-# So the engine uses bfloat16 where the device computes in it, else float32, and only for the arithmetic inside the net
-# (`torch.autocast`). Whatever is *added up* stays in float32: weights, their gradients, Adam's averages, the running
-# statistics of BN. With a relative spacing of 0.8 % a bfloat16 weight would not notice a step of 0.1 %.
+# So the engine uses bfloat16 where the device computes in it, otherwise float32, and only for the arithmetic inside the
+# net (`torch.autocast`). Whatever is *accumulated* stays in float32: weights, their gradients, Adam's averages, BN's
+# running statistics. With a relative spacing of 0.8 %, a bfloat16 weight would not notice a step of 0.1 %.
 
 # %%
 engine = Engine(build("vgg08", seed=0), lr=1e-3, weight_decay=0.0, device=device)
@@ -204,8 +204,8 @@ print(f"here: {device.type}, {engine.precision}")
 # ## Count what a step costs
 #
 # A convolution multiplies and adds once for each weight and each pixel of its output. The backward pass does the same
-# work twice, once for the gradient of the input and once for that of the weights. At two operations for a multiply-add,
-# a training step costs $2 \cdot 3$ times the multiply-adds of the forward pass, for each image:
+# work twice, once for the input's gradient and once for the weights'. At two operations per multiply-add, a training
+# step costs $2 \cdot 3$ times the multiply-adds of the forward pass, for each image:
 
 
 # %%
@@ -218,7 +218,7 @@ columns = {
 pd.DataFrame(columns)
 
 # %% [markdown]
-# VGG38 costs eight and a half times what VGG08 costs. That is arithmetic; now measure. *Live*, the four parts of a step
+# VGG38 costs eight and a half times as much as VGG08. That is arithmetic; now measure. *Live*, the four parts of a step
 # at batch 100, each timed by itself: the batch (gather, crop, flip, normalise), the forward pass with the loss, the
 # backward pass, and Adam.
 
@@ -273,20 +273,20 @@ if device.type == "cpu":
 
 # %% [markdown]
 # **Figure 2.** The share of each part, on the machine that ran this cell. On a CPU the two middle parts fill the bar.
-# The net itself costs nearly everything, and its backward pass not quite twice its forward pass, about what was
-# counted. Batch and Adam are a tenth of VGG08's step, and hardly to be seen in VGG38's: a data loader with worker
-# processes could win a twentieth at most. These are shares of one short measurement on one machine, which may have been
-# busy; they are no benchmark.
+# The net costs nearly everything, and its backward pass not quite twice its forward pass, about what was counted. Batch
+# and Adam take a tenth of VGG08's step and are hardly visible in VGG38's: a data loader with worker processes could
+# save a twentieth at most. These shares come from one short measurement on one machine, which may have been busy; they
+# are no benchmark.
 #
 # ## Multiply less
 #
-# Along a line of an image, a convolution with three weights takes by its definition three products an output, twelve
-# for four of them. Six will do. Four outputs $y$ depend on six inputs $d$ and three weights $g$, and Winograd's
-# algorithm (Lavin and Gray, 2016) says
+# Along a line of an image, a convolution with three weights takes, by definition, three products an output, so twelve
+# for four outputs. Six suffice. Four outputs $y$ depend on six inputs $d$ and three weights $g$, and Winograd's
+# algorithm (Lavin and Gray, 2016) computes
 #
 # $$y = A^\top \left[ (G g) \odot (B^\top d) \right],$$
 #
-# where $A$, $B$ and $G$ hold constants. The idea: multiply two polynomials by their values at six points, here 0,
+# where $A$, $B$ and $G$ hold constants. The idea is to multiply two polynomials by their values at six points, here 0,
 # $\pm 1$, $\pm 2$ and infinity (where the value is the highest coefficient), instead of by their coefficients. (The
 # convolution is the transpose of that product: $A$ and $G$ hold powers of the points, and $B$ interpolates.)
 
@@ -299,12 +299,12 @@ d, g = np.random.default_rng(0).normal(size=6), np.random.default_rng(1).normal(
 assert np.allclose(A.T @ ((G @ g) * (B.T @ d)), np.correlate(d, g, "valid"))
 
 # %% [markdown]
-# For an image it is done along the lines and along the columns: a tile of 4x4 outputs takes $6^2 = 36$ products where
-# the definition has $4^2 \cdot 3^2 = 144$. What $A$, $B$ and $G$ cost is additions and products with constants, shared
-# by 32 channels. The engine does so on a CPU that computes in float32, with some 200 lines of C, `vggres/winograd.c`,
-# if there is a compiler for them; gradients are computed in the same way. *Live*, the logits of a VGG38 and the
-# gradient of its first layer, by torch's convolutions and by these, against torch's in float64. (The net has the
-# initial weights and the slope of chapter 08, since the default one's logits do not depend on the image.)
+# For an image this is done along rows and columns: a tile of 4x4 outputs takes $6^2 = 36$ products where the definition
+# has $4^2 \cdot 3^2 = 144$. $A$, $B$ and $G$ cost additions and products with constants, shared by 32 channels. On a
+# CPU that computes in float32 the engine does this, gradients included, with some 200 lines of C (`vggres/winograd.c`),
+# if there is a compiler. *Live*, the logits of a VGG38 and the gradient of its first layer, by torch's convolutions and
+# by these, against torch's in float64. (The net has the initial weights and the slope of chapter 08, since the default
+# net's logits do not depend on the image.)
 
 
 # %%
@@ -332,18 +332,17 @@ pd.DataFrame(found, index=["logits", "gradient of the first layer"]).T.map("{:.0
 assert all(np.allclose(row, found["torch, float32"], rtol=2, atol=1e-5) for row in found.values())
 
 # %% [markdown]
-# By itself such a convolution is less exact, by $1.4 \cdot 10^{-6}$ of its output instead of $3 \cdot 10^{-7}$
+# By itself such a convolution is less exact: it errs by $1.4 \cdot 10^{-6}$ of its output instead of $3 \cdot 10^{-7}$
 # (`benchmarks/NOTES.md`), since the constants in $A$ and $B$ make its terms larger than their sum. In the net no
 # difference shows. (For scale: bfloat16 rounds by up to 0.4 %.)
 #
 # ## Compare it with the reports' loop
 #
 # The benchmark (`make bench`) writes the training loop as the reports did: torchvision transforms on PIL images, a
-# `DataLoader` with two workers, float32, channels first, the loss read after each batch. It lets both loops take turns
-# in one process and prints their ratio, the median of several rounds. It also measures the *ceiling* of the machine,
-# its best matrix product and its fastest copy, and says how near to it each loop comes. Replayed from
-# `benchmarks/`, from two machines that both call themselves by one name, of which only one computes in bfloat16 (a
-# third is in the README):
+# `DataLoader` with two workers, float32, channels first, the loss read after each batch. It runs both loops by turns in
+# one process and prints their ratio, the median of several rounds. It also measures the machine's *ceiling*, its best
+# matrix product and its fastest copy, and how near each loop comes to it. Replayed from `benchmarks/`, from two
+# machines that report the same name, of which only one computes in bfloat16 (a third is in the README):
 
 # %%
 benchmarks, names = records.default_root().parent / "benchmarks", {"vgg08": "VGG08", "vgg38-bn-rc": "VGG38 BN + RC"}
@@ -376,20 +375,20 @@ for bench, row in measured:
     assert 0.5 < ours["of_ceiling"] < 0.75 if bench["precision"] == "bf16" else ours["of_ceiling"] > 1
 
 # %% [markdown]
-# The ratios hold within a row: each processor against itself. On both this loop is about three times as fast as the
-# naive one, for different reasons. The first processor multiplies far faster in bfloat16. The naive loop, in
-# float32, uses about a quarter of that or less; this loop uses it, and so that passes over memory do not eat up what is
-# gained, it normalises, adds the shortcut and activates in few of them (`vggres/fused_cpu.c`). The second processor has
-# only float32. There the naive loop with VGG38 is already at half of the ceiling, so that a loop at the ceiling would
-# be twice as fast; this one is above it, because the ceiling counts the products of the definition, and Winograd's
-# algorithm saves most of them. On both, some is won by having no worker processes, and by keeping memory instead of
-# asking for it anew in every step. `benchmarks/NOTES.md` tells what was tried, and what each change gave.
+# The ratios hold within a row: each processor against itself. On both, this loop is about three times as fast as the
+# naive one, for different reasons. The first processor multiplies far faster in bfloat16. The naive loop, in float32,
+# uses about a quarter of that or less. This loop uses it, and it normalises, adds the shortcut and activates in few
+# passes over memory, so that these do not eat up the gain (`vggres/fused_cpu.c`). The second processor has only
+# float32. There the naive loop with VGG38 already reaches half of the ceiling, so a loop at the ceiling would be twice
+# as fast. This one is above it, because the ceiling counts the products of the definition, and Winograd's algorithm
+# saves most of them. On both, part of the gain comes from having no worker processes and from keeping memory instead of
+# allocating it anew in every step. `benchmarks/NOTES.md` tells what was tried and what each change gave.
 #
 # ## Stop, and go on
 #
-# A hundred epochs outlast many a machine. *Live*, on the CPU: a tiny VGG08, 600 images, three epochs of six steps. A
-# record names the commit of the code that made it. These records are thrown away with their folder, so zeros stand in
-# for the commit.
+# A machine may not last a hundred epochs. *Live*, on the CPU: a tiny VGG08, 600 images, three epochs of six steps. A
+# record names the commit of the code that made it. These records are deleted with their folder, so zeros stand in for
+# the commit.
 
 # %%
 _ = os.environ.setdefault("VGGRES_COMMIT", "0" * 40)
@@ -426,16 +425,16 @@ with patch.object(Engine, "step", step_until_the_power_fails), contextlib.suppre
     train("cut")
 
 # %% [markdown]
-# What is left is the checkpoint of the first epoch: weights, Adam's averages, history and gradients, with a SHA-256 in
-# front by which damage is noticed. From the second epoch on, the checkpoint before it is kept too.
+# What is left is the checkpoint of the first epoch: weights, Adam's averages, history and gradients, preceded by a
+# SHA-256 that reveals damage. From the second epoch on, the previous checkpoint is kept too.
 
 # %%
 folder = records.folder_of(Path(scratch.name) / "cut", tiny.name, seed=0)
 print(sorted(path.name for path in folder.iterdir() if path.suffix != ".lock"))
 
 # %% [markdown]
-# The same call goes on from there. Give it too little time first: it stops cleanly, returns nothing and loses nothing.
-# Then let it finish.
+# The same call continues from there. Give it too little time first: it stops cleanly, returns nothing and loses
+# nothing. Then let it finish.
 
 # %%
 assert train("cut", minutes=1e-6) is None
@@ -443,8 +442,8 @@ cut = train("cut")
 print(sorted(path.name for path in folder.iterdir() if path.suffix != ".lock"))
 
 # %% [markdown]
-# (It says so twice, once a call; the record counts one, since the call without time trained nothing.) Two steps of the
-# second epoch were lost in the cut and trained again. Does it show?
+# (It reports the resume twice, once per call; the record counts one, since the call without time trained nothing.) Two
+# steps of the second epoch were lost in the cut and trained again. Does it show?
 
 
 # %%
@@ -468,8 +467,8 @@ pd.concat(both, axis=1)
 scratch.cleanup()
 
 # %% [markdown]
-# Every digit of history, gradients and result is the same; only the times and the count of resumes tell. A test does
-# this harder: it kills the process with SIGKILL and compares the weights bit for bit.
+# Every digit of history, gradients and result is the same; only the times and the count of resumes differ. A test is
+# stricter: it kills the process with SIGKILL and compares the weights bit for bit.
 #
 # ## Train any run by its name
 #
@@ -494,12 +493,12 @@ print("reported in", ", ".join(run.exhibits))
 # vggres verify                                     # re-hash every record
 # ```
 #
-# Repeat a line and it goes on where it stopped; a run that has its record is not trained again. The record lands in
+# Repeat a line and it continues where it stopped; a run that has its record is not trained again. The record lands in
 # `results/runs/<run>/seed<k>/`. From Python it is `training.train(find(name), seed=0, data=data.load(), results=...)`.
 #
 # ## Move to a GPU
 #
-# With `--device cuda`, or where `auto` finds a GPU, the loop above stays as it is. What changes is inside the engine:
+# With `--device cuda`, or where `auto` finds a GPU, the loop above stays the same. The changes are inside the engine:
 #
 # | | on a CPU | on CUDA |
 # | --- | --- | --- |
@@ -512,21 +511,20 @@ print("reported in", ", ".join(run.exhibits))
 # | loss and hits | summed up, read after the epoch | the same: the CPU never waits for a step |
 # | bit-identical resume | yes, tested | in fp32 with deterministic algorithms, tested |
 #
-# Three lines matter most: loss and hits, a step, a layer. A GPU works through a queue that the CPU fills. To print the
-# loss of every step, the CPU would have to wait until the queue is empty, and the GPU then until it is filled again; so
-# the sums stay on the device until the epoch is over. And a step of VGG38 is several hundred small operations, each of
-# which the CPU has to launch. A *CUDA graph* records them once, from the crop to Adam's update, and launches them all
-# as one. What it reads must then always lie in the same place: a step copies its part of the plan and its learning rate
-# there.
+# Three rows matter most: loss and hits, a step, a layer. A GPU works through a queue that the CPU fills. To print every
+# step's loss, the CPU would have to wait until the queue is empty, and the GPU then until it is filled again, so the
+# sums stay on the device until the epoch is over. A step of VGG38 is several hundred small operations, each launched by
+# the CPU. A *CUDA graph* records them once, from the crop to Adam's update, and launches them all as one. What it reads
+# must then always lie in the same place: each step copies its part of the plan and its learning rate there.
 #
-# What is left is the traffic between the GPU and its memory. Torch's kernels for a layer with batch normalisation read
-# or write a tensor of the layer's size nineteen times, forward and back. Written for these nets (`vggres/kernels.py`,
-# in Triton) they do so thirteen times: one kernel convolves and sums up what the normalisation needs, another
-# normalises, adds the shortcut and applies the activation; going back, two do the same in reverse and three make the
-# gradients. On a CPU (`vggres/fused_cpu.c`) it is ten times: back, one pass makes all gradients.
+# What is left is the traffic between the GPU and its memory. For a layer with batch normalisation, torch's kernels read
+# or write a tensor of the layer's size nineteen times, forward and back. Kernels written for these nets
+# (`vggres/kernels.py`, in Triton) do so thirteen times. Forward, one convolves and sums up what the normalisation
+# needs, and another normalises, adds the shortcut and applies the activation; back, two do the same in reverse and
+# three compute the gradients. On a CPU (`vggres/fused_cpu.c`) it is ten times: back, one pass computes all gradients.
 #
-# One such net is too small to fill a large GPU; several come nearer: `--together 7` trains seven runs side by side in
-# one process, each with a graph and a queue of its own, a step each in turn. Replayed from `benchmarks/`:
+# One such net is too small to fill a large GPU; several come nearer. `--together 7` trains seven runs side by side in
+# one process, each with its own graph and queue, a step each in turn. Replayed from `benchmarks/`:
 
 # %%
 bench = json.loads((benchmarks / "cuda-bf16.json").read_text())
@@ -550,14 +548,14 @@ assert (
 assert 100 * 7 * 3 * ways["vggres, 7 together"]["epoch_s"] / 7 / 60 < 20
 
 # %% [markdown]
-# A naive step of VGG38 BN + RC takes 25 ms: hundreds of launches, and two workers that can hardly make 100 PIL images
-# any faster; which of the two binds was not measured. Captured as one graph, of torch's own kernels, it takes 4.0 ms;
-# with those written for these nets 2.0 ms; and with seven runs side by side a step is done every 1.1 ms. At that rate
-# Table 1, seven rows of a hundred epochs with three seeds, takes 18 minutes, without the validation. It is still only a
-# fifth of what the memory could do: in stage 1 a convolution is held up by the caches, and the kernels of stages 2 and
-# 3 do so little that they are over as soon as they begin. `benchmarks/NOTES.md` has the numbers.
+# A naive step of VGG38 BN + RC takes 25 ms: hundreds of launches, and two workers that can hardly prepare 100 PIL
+# images any faster; which of the two is the bottleneck was not measured. Captured as one graph of torch's own kernels,
+# it takes 4.0 ms; with those written for these nets 2.0 ms; and with seven runs side by side a step is done every 1.1
+# ms. At that rate Table 1 (seven rows, a hundred epochs, three seeds) takes 18 minutes, without the validation. It is
+# still only a fifth of what the memory could do: in stage 1 the caches hold up a convolution, and the kernels of stages
+# 2 and 3 do so little that they are over as soon as they begin. `benchmarks/NOTES.md` has the numbers.
 #
-# *Live*, on the CPU, where nothing is won by it but everything can be checked: two seeds together, and each of them
+# *Live*, on the CPU, where this gains nothing but everything can be checked: two seeds together, and each of them
 # alone.
 
 # %%
@@ -575,12 +573,12 @@ for seed in (0, 1):
 # - The loop fits on one screen. Data, plan and sums live on the device, and nothing is read back within an epoch.
 # - Augmentation is one gather, and all its randomness depends on (seed, epoch) alone.
 # - bfloat16 holds the gradients that this project studies; float16 would turn most of VGG38's into zeros.
-# - A step of VGG38 costs 0.84 GFLOP an image. On a CPU it is spent in the net, not in the data.
+# - A step of VGG38 costs 0.84 GFLOP an image. On a CPU the time goes into the net, not the data.
 # - On a CPU this loop is 2.5 to 3.1 times as fast as the reports', up to 5.3 times on a third processor (README): in
 #   bfloat16 by cheaper products and fewer passes over memory, in float32 by fewer products. On a GPU it is 12 times as
-#   fast: by one launch a step, by fewer passes over memory, and by images that are there already; and 23 times with
-#   seven runs side by side.
-# - Runs that are trained together give the same results and gradients as if they had been trained alone.
-# - A run that is cut off anywhere ends, once it is resumed, with the same history, gradients and result.
+#   fast, by one launch a step, fewer passes over memory, and images already on the device; with seven runs side by side
+#   it is 23 times as fast.
+# - Runs trained together give the same results and gradients as when trained alone.
+# - A run cut off anywhere and resumed ends with the same history, gradients and result.
 #
 # The next chapter sets the numbers that this loop has measured beside those of report A.

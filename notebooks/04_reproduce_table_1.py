@@ -2,12 +2,12 @@
 # # Reproduce Table 1
 #
 # Report A's Table 1 prints losses and accuracies of seven runs of five networks on CIFAR-100; six figures go with it.
-# This chapter sets what was measured here beside what the report says.
+# This chapter sets our own beside them.
 #
-# **You will see** Table 1 as reported and as measured, and Figures 1 to 6 redrawn from this project's own runs.
+# **You will see** Table 1 as reported and as measured, and Figures 1 to 6 redrawn from our own runs.
 # **You will learn** which of the numbers hold, and how to read the record behind each.
-# **You need** chapter 01 for the idea. Nothing is trained here but one tiny net at the end: the chapter replays the
-# records in `results/`, so it shows the same on every machine.
+# **You need** chapter 01 for the idea. Nothing is trained here but one tiny net at the end; the rest is replayed from
+# the records in `results/`, the same on every machine.
 
 # %%
 import os
@@ -22,11 +22,11 @@ from vggres.runs import TABLE_1
 # %% [markdown]
 # ## The protocol
 #
-# CIFAR-100 has 50,000 training images; 47,500 train and 2,500, 25 of each class, validate. Adam at a learning rate of
-# 1e-3 (or 1e-2), lowered once an epoch along a cosine to 2e-5; batches of 100, 100 epochs; random crops of 32 after
-# padding by 4, and horizontal flips. The reported losses and accuracies are taken to be those after the last epoch. The
-# test set is seen when all is done, by the weights of the best validation accuracy (`test_acc`, which we quote) and by
-# the last (`test_acc_last`).
+# Of CIFAR-100's 50,000 training images, 47,500 train and 2,500, 25 of each class, validate. Adam trains for 100 epochs
+# in batches of 100, at a learning rate of 1e-3 (or 1e-2) that falls once an epoch along a cosine to 2e-5, with random
+# crops of 32 after padding by 4, and horizontal flips. We take the reported losses and accuracies to be those after the
+# last epoch. The test set is used only at the end, with the weights of the best validation accuracy (`test_acc`, which
+# we quote) and with the last (`test_acc_last`).
 
 # %%
 protocol = pd.DataFrame([RUNS[name].to_dict() for name in tables.TABLE_1]).set_index("name")
@@ -35,15 +35,15 @@ protocol[["model", "epochs", "batch", "lr", "weight_decay", "schedule", "augment
 # %% [markdown]
 # ## Table 1
 #
-# A row without a record of all its epochs would say "not measured". An interval is Student's t over seeds, at 95 %.
+# A row without a complete record would say "not measured". An interval is Student's t over seeds, at 95 %.
 
 # %%
 table = tables.table_1()
 tables.as_text(table)
 
 # %% [markdown]
-# **Table 1.** Reported against measured. (Report A prints VGG38's accuracies as "00.01", and its text has 0.01 and
-# 0.001. We read 1 %, which is what guessing gives.) Of the seven rows, this many are measured so far:
+# **Table 1.** Reported and measured. (Report A prints VGG38's accuracies as "00.01", and its text has 0.01 and 0.001.
+# We read 1 %, which is what guessing gives.) Rows measured so far:
 
 # %%
 rows = table[table.metric == "val_acc"].set_index("run")
@@ -53,7 +53,7 @@ print(f"{len(done)} of {len(rows)}: {', '.join(done.index)}")
 # %% [markdown]
 # ### VGG08 against its reports
 #
-# Report B trains the same VGG08 by a recipe that it describes in the same words, and prints other numbers. Where does
+# Report B trains the same VGG08 with a recipe that it describes in the same words, but prints other numbers. Where do
 # ours lie? Accuracies in percent, losses in nats.
 
 # %%
@@ -75,16 +75,18 @@ print(away.map("{:+.1f} points".format).to_string())
 assert abs(away["report B"]) < 1 < away["report A"] < 4
 
 # %% [markdown]
-# Our VGG08 agrees with report B's: all four numbers to a point or 0.03 nats. It was trained *with* crops and flips.
-# Report B does not say whether it did; without them the net fits its images far better than B's (`vgg08-no-augment`).
-# Report A's VGG08 stays two and a half points below in validation and more than three in training. The nets agree as
-# far as A prints (60 K parameters), so the recipes probably differ: with a cosine that is stepped once a batch instead
-# of once an epoch, so that the rate swings from 1e-3 to 2e-5 and back every 200 steps to the end (`vgg08-cosine-step`),
-# the training accuracy is A's, to half a point. Chapter 07 shows it, and makes a verdict of each number.
+# Our VGG08 agrees with report B's: all four numbers to a point or 0.03 nats. Ours was trained *with* crops and flips.
+# Report B does not say whether its net was; without them ours fits its training images far better than B's
+# (`vgg08-no-augment`).
+#
+# Report A's VGG08 lies two and a half points below ours in validation and more than three in training. The nets agree
+# as far as A prints (60 K parameters), so the recipes probably differ. Stepping the cosine once a batch instead of once
+# an epoch makes the rate swing from 1e-3 to 2e-5 and back every 200 steps, to the end (`vgg08-cosine-step`). That gives
+# A's training accuracy, to half a point. Chapter 07 shows it, and gives each number a verdict.
 #
 # ### VGG38, plain and repaired
 #
-# The other six rows, accuracies in percent, and by how many points ours is above the report's:
+# The other six rows: accuracies in percent, and by how many points ours lie above the report's:
 
 # %%
 deep = table[table.run.isin(TABLE_1[1:]) & table.metric.isin(["train_acc", "val_acc"])]
@@ -115,42 +117,43 @@ assert (tested[told.index] < told - 0.01).all()
 (100 * pd.DataFrame({"reported": told, "measured": tested[told.index]})).round(2).rename_axis("test images, % right")
 
 # %% [markdown]
-# Three runs of each row. What the report tells is there. The plain VGG38 does not move in a hundred epochs: its loss is
-# $\ln 100$, and it gives one and the same answer to all 2,500 validation images, so that exactly 1 % of them are right.
-# Either repair makes the same 38 layers train, but BN alone makes them no better than eight plain layers (49.4 %), and
-# shortcuts alone three points better, on average: one of three seeds by less than one. The two together are seven
-# points above that, each run above every run of RC, and the best of them has the report's best validation accuracy.
+# Each row has three runs, and what the report tells is there. The plain VGG38 does not move in a hundred epochs: its
+# loss is $\ln 100$, and it gives the same answer to all 2,500 validation images, so exactly 1 % are right. Either
+# repair makes the same 38 layers train. BN alone makes them no better than eight plain layers (49.4 %); shortcuts
+# alone, three points better on average (one of three seeds by less than one). The two together are seven points above
+# that, each run above every run of RC, and at 1e-2 they have the report's best validation accuracy.
 #
-# Three things are not as in the report. There the larger rate costs BN alone five points, and gives six to both
-# together. Here it costs BN nearly four, on average (one of three runs is five points above the others), and gives
-# both together less than one: our BN + RC is good at 1e-3 already. With shortcuts our nets *fit* better than the
-# report's, by 8 to 17 points of training accuracy, as VGG08 does by three; with BN alone they do not, the report's
-# accuracy lies between our runs'. For three of these rows, VGG08, RC and the best, a rate that swings to the end gives
-# their training accuracies to a point (chapter 07). And on the test images, of which the text has two numbers (the last
-# table), ours stay below: 60.2 against 61.4 % for the best row. The report's best net fits its own images less well,
-# and the test images better.
+# Three things differ from the report. First, the larger rate: in the report it costs BN alone five points and gives
+# both together six. Here it costs BN nearly four on average (one of three runs is five points above the others), and
+# gives both together less than one: our BN + RC is good at 1e-3 already.
+#
+# Second, with shortcuts our nets *fit* better than the report's, by 8 to 17 points of training accuracy, as VGG08 does
+# by three. With BN alone they do not: the report's accuracy lies between our runs'. For three of these rows, VGG08, RC
+# and the best, a rate that swings to the end gives the report's training accuracies to a point (chapter 07).
+#
+# Third, on the test images, for which the text has two numbers (the last table), ours stay below: 60.2 against 61.4 %
+# for the best row. The report's best net fits its training images less well, and the test images better.
 #
 # ## Figures 1 to 6
 #
-# The figures are drawn from the records by `vggres figures`.
+# `vggres figures` draws them from the records.
 
 # %%
 figures.show("A-figure-1")
 
 # %% [markdown]
 # **Figure 1 of report A**: loss and accuracy of VGG08 and VGG38. The report's VGG08 descends smoothly to a training
-# loss of 1.74, and its VGG38 is a straight line at 4.61. Here VGG08 ends lower, between 1.57 and 1.63, and its
-# validation loss near the reported value (star). VGG38 lies on the dotted line of guessing from the first epoch to the
-# last.
+# loss of 1.74, and its VGG38 is a straight line at 4.61. Here VGG08 ends lower, between 1.57 and 1.63, with a
+# validation loss near the reported value (star). VGG38 lies on the dotted line of guessing from first epoch to last.
 
 # %%
 figures.show("A-figure-2")
 
 # %% [markdown]
 # **Figure 2 of report A**: gradient flow of VGG08. The report's falls from between 0.1 and 0.2 at the input to about
-# 0.01. Ours, on the left, falls from about 0.1 (0.02 to 0.16) to 0.01, and has 0.025 at the head. On the right, the
-# black line is the gradient before the first step: between a two-hundredth (at the output) and a ten-thousandth (at the
-# input) of the later ones. Within one epoch VGG08 has turned that round. VGG38 has not in a hundred.
+# 0.01. Ours (left) falls from about 0.1 (0.02 to 0.16) to 0.01, and is 0.025 at the head. The black line on the right
+# is the gradient before the first step: between a two-hundredth (at the output) and a ten-thousandth (at the input) of
+# the later ones. VGG08 turns that round within one epoch, but VGG38 not in a hundred.
 
 # %%
 flow = records.load_series("vgg08", "gradients.csv")
@@ -163,9 +166,9 @@ figures.show("A-figure-3")
 
 # %% [markdown]
 # **Figure 3 of report A**: gradient flow of VGG38. The report's reads 0 at every convolution and at most 0.0002 at the
-# last layer, and so does ours on the left, but for the last convolution, which stays below 0.00006. On the right it is
-# 1e-18 in the first stage before the first step, climbs in stairs, and only falls as the net is trained, to about
-# 1e-20. Chapter 01 explains the stairs.
+# last layer. So does ours (left), to the digit printed, but for the last convolution, which stays below 0.00006. On the
+# right, before the first step, it is 1e-18 in the first stage and climbs in stairs, which chapter 01 explains. Training
+# only lowers it, to about 1e-20.
 
 # %%
 plain = records.load_series("vgg38", "gradients.csv").drop(columns=["epoch", "seed"])
@@ -178,8 +181,8 @@ figures.show("A-figure-4")
 # %% [markdown]
 # **Figure 4 of report A**: curves of VGG38 BN + RC at learning rate 1e-2, the report's best row. Its validation
 # accuracy ends half a point above the reported value, and has been near it since the seventieth epoch. The validation
-# loss has its lowest point near the fiftieth, and ends above the report's: the net goes on to fit its images, eight
-# points further than the report's, and becomes surer of its mistakes.
+# loss is lowest near the fiftieth and ends above the report's: the net goes on to fit its training images, eight points
+# further than the report's, and becomes surer of its mistakes.
 
 # %%
 best = records.load_series("vgg38-bn-rc-lr1e-2", "history.csv").groupby("epoch").mean()
@@ -190,10 +193,10 @@ assert abs(best.val_acc[70:].mean() - 0.5995) < 0.01 and best.train_acc[100] > 0
 figures.show("A-figure-5")
 
 # %% [markdown]
-# **Figure 5 of report A**: gradient flow of VGG38 BN + RC at learning rate 1e-2. Set it beside Figure 3: no layer is
-# starved, neither before the first step nor after any epoch. All but the last layer's become smaller once the net
-# trains, and they stay within two and a half orders of magnitude of each other. (On the linear axis its middle layers
-# read as 0, too; how far they are from Figure 3's only the right panel tells.)
+# **Figure 5 of report A**: gradient flow of VGG38 BN + RC at learning rate 1e-2. Unlike in Figure 3, no layer is
+# starved, neither before the first step nor after any epoch. All gradients but the last layer's become smaller once the
+# net trains, and they stay within two and a half orders of magnitude of each other. (On the linear axis the middle
+# layers read as 0, too; only the right panel tells them from Figure 3's.)
 
 # %%
 healthy = records.load_series("vgg38-bn-rc-lr1e-2", "gradients.csv").drop(columns=["epoch", "seed"])
@@ -203,11 +206,11 @@ assert healthy.min(axis=None) > 1e-5 and (healthy.max(axis=1) / healthy.min(axis
 figures.show("A-figure-6")
 
 # %% [markdown]
-# **Figure 6 of report A**: curves of VGG38 BN at learning rate 1e-3. The caption's run is one of those that the report
-# describes twice: its table says 100 epochs at batch 100, its text 250 epochs at batch 264 with weight decay 1e-6. Both
-# are registered (`vgg38-bn` and `vgg38-bn-wd1e-6-batch264-250ep`); what is drawn is the table's. Ours ends below the
-# report's star in validation accuracy and above it in loss, in all three runs. Two of them fit their training images
-# better than the report's, 58.5 and 58.7 against 56.0 %, the third does not, 55.8 %.
+# **Figure 6 of report A**: curves of VGG38 BN at learning rate 1e-3. This run is one of those that the report describes
+# twice: its table says 100 epochs at batch 100, its text 250 epochs at batch 264 with weight decay 1e-6. Both are
+# registered (`vgg38-bn` and `vgg38-bn-wd1e-6-batch264-250ep`); the table's is drawn. All three of our runs end below
+# the report's star in validation accuracy and above it in loss. Two fit their training images better than the report's,
+# 58.5 and 58.7 against 56.0 %; the third, at 55.8 %, does not.
 
 # %%
 ends, star = seeds[seeds.run == "vgg38-bn"], table[table.run == "vgg38-bn"].set_index("metric").reported
@@ -217,8 +220,8 @@ assert (100 * ends.train_acc).round(1).tolist() == [58.5, 58.7, 55.8]
 # %% [markdown]
 # ## The record behind a number
 #
-# Each measured number above comes from a folder of three text files. `vggres verify` hashes them again; changing one
-# digit is noticed.
+# Each measured number above comes from a folder of three text files. `vggres verify` hashes them again, and notices a
+# single changed digit.
 
 # %%
 record = records.read(records.folder_of(records.default_root(), "vgg08", 0))
@@ -232,7 +235,7 @@ assert records.verify(records.default_root()) == []
 # ## The same path, live
 #
 # *Live.* The function that made the records makes one here, of 300 images and one epoch, in a folder that is thrown
-# away. A record needs the commit of the code; this one is of no use, so any will do.
+# away. A record needs a commit; here any will do.
 
 # %% tags=["nbval-ignore-output"]
 tiny = RUNS["vgg08"].tiny(limit=300, epochs=1)
@@ -246,12 +249,12 @@ made["result"]
 # ## What was shown
 #
 # - VGG08, three seeds, agrees with every number that report B prints for it, to a point or 0.03 nats. Report A's
-#   training accuracy is three points lower, probably because its learning rate swung by the batch instead of falling
-#   by the epoch; of the two and a half points in validation that explains one, and the rest is within what other
-#   validation images do (chapter 07).
+#   training accuracy is three points lower, probably because its learning rate swung by the batch instead of falling by
+#   the epoch. That explains one of the two and a half points in validation; the rest is within what other validation
+#   images do (chapter 07).
 # - VGG38 fails as both reports say, from the first epoch to the hundredth. Batch normalisation makes it about as good
 #   as VGG08, residual connections three points better (one seed of three by less than one), the two together ten, with
-#   report A's best validation accuracy and less on the test images.
+#   report A's best validation accuracy but less on the test images.
 # - Our VGG08, and our VGG38 with shortcuts, fit their training images better than report A's, in three rows of four
-#   perhaps because its rate swung (chapter 07); with BN alone it does not.
+#   perhaps because its rate swung (chapter 07). With BN alone our VGG38 does not.
 # - Each number carries its seed, commit, device and the digest of its data; what has not been measured says so.

@@ -1,17 +1,17 @@
 # %% [markdown]
 # # Go deeper
 #
-# Batch normalisation (BN) and residual connections (RC) make 38 layers train (chapter 02). The reports go on: to 68,
-# 72 and "106" layers (report B), to 50 and 150 (report A). Two questions: what does depth do to the gradient of a
-# repaired net, and what does it buy?
+# Batch normalisation (BN) and residual connections (RC) make 38 layers train (chapter 02). The reports go on: to 68, 72
+# and "106" layers (report B), and to 50 and 150 (report A). What does depth do to a repaired net's gradient, and what
+# does it buy?
 #
-# **You will see** BN alone lose the balance of the gradient, by too much of it instead of too little, nets of up to 132
-# layers with shortcuts that stay healthy, and one of 150 that does not quite.
-# **You will learn** why BN alone costs a *factor* a layer and a shortcut only a *power* of the depth; and how much of
+# **You will see** BN alone unbalance the gradient, by too much of it instead of too little; nets with shortcuts and up
+# to 132 layers that stay healthy; and one of 150 that does not quite.
+# **You will learn** why BN alone costs a *factor* a layer and a shortcut only a *power* of the depth, and how much of
 # the reports' gain by depth could be luck.
-# **You need** chapter 02, and a minute of two CPU cores. No GPU and no dataset are needed. The accuracies are the
-# reports': no net deeper than 38 layers has been trained here in full yet. What is measured is the nets at the start,
-# *live*, on CIFAR-100 if it is on this machine, else on the procedural set; the numbers printed here are the latter's.
+# **You need** chapter 02 and a minute of two CPU cores. No GPU and no dataset are needed. The accuracies are the
+# reports': no net deeper than 38 layers has been trained here in full yet. We measure the nets at the start, *live*, on
+# CIFAR-100 if it is on this machine, else, as for the numbers printed here, on the procedural set.
 
 # %%
 import matplotlib.pyplot as plt
@@ -27,8 +27,8 @@ from vggres.models import MODELS, VGG, Block, count_parameters, layers, multiply
 # %% [markdown]
 # ## Seven nets
 #
-# Report B stacks more of the blocks of chapter 02: two convolutions each, a shortcut in every block, an average-pooled
-# identity where the image is halved. Report A's deeper nets differ in two things: three convolutions a block, and a
+# Report B stacks more of chapter 02's blocks: two convolutions each, a shortcut in every block, an average-pooled
+# identity where the image is halved. Report A's deeper nets differ in two ways: three convolutions a block, and a
 # shortcut with a 1x1 convolution and BN of its own where the image is halved. (A names neither the kernel nor the place
 # of the pooling: both are our choice.)
 
@@ -52,15 +52,15 @@ assert len(layers(build("vgg106-resnet"))) == 132
 assert build("vgg150-bn-rc", seed=0).eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 100)
 
 # %% [markdown]
-# (In report A's nets the 1x1 convolution of a shortcut is counted as a layer, too, though it stands beside the others.)
-# Each name gives the number of layers, but for one: five stages of twelve processing blocks and one that halves the
-# image make 5 · 13 · 2 + 2 = 132 layers, not 106, which four such stages would have. VGG72 is deeper than VGG68 and
-# cheaper, since it halves the image five times: its late stages are blocks on 2x2 and 4x4 pixels.
+# Each name but one gives the number of layers (in report A's nets, counting the 1x1 convolutions of shortcuts).
+# VGG106's five stages of twelve processing blocks and one that halves the image make 5 · 13 · 2 + 2 = 132 layers, not
+# 106, which four such stages would have. VGG72 is deeper than VGG68 and cheaper, since it halves the image five times:
+# its late stages work on 4x4 and 2x2 pixels.
 #
 # ## Watch the gradient explode
 #
 # BN alone does not hold the gradient at 1. Chapter 02 derived the factor: on the way back each normalised layer
-# *enlarges* it by about $\sqrt{\pi/(\pi-1)} = 1.21$. Over 38 layers a net can bear that. What happens deeper?
+# *enlarges* it by about $\sqrt{\pi/(\pi-1)} = 1.21$. A net of 38 layers can bear that. What happens deeper?
 #
 # *Live.* Take report B's net with 1 to 20 blocks a stage, with and without its shortcuts, before the first step. How
 # much larger is the gradient of the first convolution than that of the last?
@@ -96,13 +96,17 @@ falls = trained["entry.conv"] / trained["stage3.reduce.conv2"]
 assert (falls[0] > 90).all() and (falls[1] < 22).all()
 
 # %% [markdown]
-# BN alone multiplies by about 1.16 a layer, a little less than the theory says: harmless at 14 layers, hundreds at 38,
-# two hundred million at 128. (One draw of the weights; draws differ by a factor of three at 38 layers, chapter 02.) It
-# is chapter 01 the other way round, with a gentler factor. Yang et al. (2019) derive it, and find that deep nets with
-# BN alone are not trainable; but also that the imbalance shrinks much after one step. In our VGG38 BN it falls from one
-# or two hundred to twenty or so within an epoch, by the records. (Whether Adam, which divides the size of the gradient
-# out, would train a net of 128 layers with BN alone is not measured.) With shortcuts the imbalance grows as well, but
-# no faster than the depth itself. Now the reports' own nets, each with its shortcuts and, to compare, without:
+# BN alone multiplies the gradient by about 1.16 a layer, a little less than the theory says: harmless at 14 layers,
+# hundreds at 38, two hundred million at 128. (One draw of the weights; at 38 layers draws differ by a factor of three,
+# chapter 02.) It is chapter 01 reversed, with a gentler factor.
+#
+# Yang et al. (2019) derive this growth, and find that deep nets with BN alone are not trainable, but also that the
+# imbalance shrinks much after one step. In the records of our VGG38 BN it falls from one or two hundred to twenty or so
+# within an epoch. (Whether Adam, which divides out the size of the gradient, would train a net of 128 layers with BN
+# alone is not measured.)
+#
+# With shortcuts the imbalance grows as well, but no faster than the depth itself. Now the reports' own nets, each with
+# its shortcuts and, for comparison, without:
 
 # %% tags=["nbval-ignore-output"]
 theirs = pd.DataFrame(
@@ -134,9 +138,9 @@ plt.show()
 # %% [markdown]
 # **Figure 1.** How much larger the first gradient is than the last, before the first step. *BN alone* is nearly a
 # straight line on this axis: a factor a layer. *BN + RC* bends over, and follows a power of the depth (line, fitted).
-# The stars are the reports' nets. Report B's stay within a factor of three of the bent line, to 132 layers. Report A's
-# VGG50 and VGG150 lie above it; VGG150's gradient is balanced several hundred thousand times better than without
-# shortcuts, and still tens of times worse than that of VGG106.
+# Of the reports' nets (stars), B's stay within a factor of three of that line, up to 132 layers; A's VGG50 and VGG150
+# lie above it. VGG150's gradient is balanced several hundred thousand times better than without shortcuts, but still
+# tens of times worse than VGG106's.
 
 # %%
 assert theirs["BN + RC"][report_b].max() < 200 and theirs.BN["vgg106-resnet"] > 1e7
@@ -146,14 +150,14 @@ assert theirs.BN["vgg150-bn-rc"] > 1e4 * theirs["BN + RC"]["vgg150-bn-rc"]
 # %% [markdown]
 # ## Why a power and not a factor
 #
-# Follow the stream that runs along the shortcuts. Block $k$ adds a branch to it that ends in BN, so what it adds has
-# about unit size, whatever came in:
+# Follow the stream that runs along the shortcuts. Block $k$ adds a branch that ends in BN, so what it adds has about
+# unit size, whatever came in:
 #
 # $$ x_{k+1} = \phi\big(x_k + f_k(x_k)\big), \qquad \overline{x_k^2} \approx c\, k . $$
 #
-# The stream grows, the additions do not; so a later block changes the stream by a smaller share (De and Smith, 2020).
-# On the way back the same share counts: the BN in the branch divides the gradient by the size of the stream that it
-# normalised, and a block multiplies the squared gradient by about $1 + a/k$ rather than by a constant. Over $K$ blocks
+# The stream grows and the additions do not, so a later block changes it by a smaller share (De and Smith, 2020). On the
+# way back the same share counts: the BN in the branch divides the gradient by the size of the stream it normalised, and
+# a block multiplies the squared gradient by about $1 + a/k$ rather than by a constant. Over $K$ blocks
 #
 # $$ \prod_{k=1}^{K} \Big(1 + \frac{a}{k}\Big) \propto K^{a} , $$
 #
@@ -187,10 +191,10 @@ plt.show()
 
 # %% [markdown]
 # **Figure 2.** It does: each block adds a little less than 1. And here is what sets report A's VGG150 apart. Where it
-# halves the image its shortcut has a BN of its own, which brings the stream back to 1: one long stream has become four
-# short ones, and each begins again at $k = 1$, where a block's factor is largest. Report
-# B's pooling keeps the stream going. (The small steps down are the pooling, which averages four pixels.) This is the
-# premise. Which power follows is not derived here: Figure 1 has about 0.6, for the gradient of weights.
+# halves the image, its shortcut has a BN of its own, which brings the stream back to 1. One long stream has become four
+# short ones, each beginning again at $k = 1$, where a block's factor is largest. Report B's pooling keeps the stream
+# going (the small steps down come from averaging four pixels). This is only the premise. Which power follows from it is
+# not derived here: Figure 1 has about 0.6, for the gradient of weights.
 #
 # The test: leave VGG150 its three convolutions a block, and give it report B's shortcut.
 
@@ -207,17 +211,17 @@ print(f"VGG150, first conv / last: {theirs['BN + RC']['vgg150-bn-rc']:.0f}; with
 assert pooled_150 < theirs["BN + RC"]["vgg150-bn-rc"] / 10 and pooled_150 < 6 * theirs["BN + RC"]["vgg106-resnet"]
 
 # %% [markdown]
-# More than ten times nearer to balance, and within a few times of VGG106. So a shortcut that is only pooled keeps the
-# gradient better balanced than one with a convolution and a BN. (That it is the BN, Figure 2 suggests; the two went
-# together.) What that is worth in training is not
-# measured here. He et al. found projections on *all* shortcuts harmful ("Identity mappings in deep residual networks",
-# 2016); where only the image is halved, as here, slightly better (in their first paper).
+# That is more than ten times nearer to balance, and within a few times of VGG106. So a shortcut that is only pooled
+# keeps the gradient better balanced than one with a convolution and a BN. (Figure 2 suggests that it is the BN; the two
+# went together.) What that is worth in training is not measured here. He et al. found projections on *all* shortcuts
+# harmful ("Identity mappings in deep residual networks", 2016), but projections only where the image is halved, as
+# here, slightly better (in their first paper).
 #
 # ## Ask what depth buys
 #
-# Here is what report B prints for its deeper nets, one run each. Is a gain of a point and a half a gain? The report has
-# one clue: it trained VGG38 ResNet without weight decay from three seeds (its source calls two of them "wd 1e-3", but
-# they had none: chapter 07). If $s$ is their standard deviation, two single runs of one net differ by less than
+# Here is what report B prints for its deeper nets, one run each. Is a gain of a point and a half a gain? The report
+# gives one clue: VGG38 ResNet without weight decay, trained from three seeds (two that its source calls "wd 1e-3" had
+# none: chapter 07). If $s$ is their standard deviation, two single runs of one net differ by less than
 # $t_2\, s \sqrt 2$ in 19 cases of 20 ($t_2 = 4.3$ is Student's t at 97.5 % with two degrees of freedom).
 
 # %%
@@ -236,12 +240,11 @@ _ = fig.axes[0].set(xlim=(50, 75))
 figures.picture(fig)
 
 # %% [markdown]
-# **Figure 3.** Report B's depths (stars), and our VGG38 (dots, a seed each). The grey band is where a second run of
-# VGG38 itself would be expected, if it varies as the three seeds did. All three deeper nets lie inside. Their order,
-# 106 < 68 < 72, is not a finding; that none is worse than VGG38 by more than luck is one, since plain VGG38 is worse
-# than VGG08.
+# **Figure 3.** Report B's depths (stars) and our VGG38 (dots, one per seed). The grey band is where we expect a second
+# run of VGG38 itself, if it varies as the three seeds did. All three deeper nets lie inside. Their order, 106 < 68 <
+# 72, is not a finding. That none is worse than VGG38 by more than luck is one, since plain VGG38 is worse than VGG08.
 #
-# Report A's three nets differ in depth by a factor of ten and in validation accuracy by two and a half points; here the
+# Report A's three nets differ by a factor of ten in depth and by two and a half points in validation accuracy, but the
 # shallowest and the deepest are even:
 
 # %%
@@ -259,17 +262,17 @@ shallow, deep = (told_a[told_a.run.str.startswith(model)].set_index("metric").va
 assert abs(deep.val_acc - shallow.val_acc) < 0.001 and deep.test_acc < shallow.test_acc
 
 # %% [markdown]
-# Eight times the arithmetic (in fifty epochs fewer) for six tenths of a point less on the test set, which is nothing
-# beside luck. A's deeper nets fit their *training* images worse, too, by six to eight points, so overfitting is not
-# what holds them back. Nor is it simply the gradient: the deepest fits better than the middle one, whose gradient is
-# eighty times better balanced. And VGG16 had fifty epochs more. Three single runs do not tell the cause. Report A's
-# conclusion is that depth alone stops paying, and width and resolution have to grow with it (Tan and Le, 2019). These
-# nets have 32 filters at every depth.
+# The deepest net takes eight times the multiply-adds of the shallowest for six tenths of a point less on the test set,
+# which is nothing beside luck. A's deeper nets also fit their *training* images worse, by six to eight points, so
+# overfitting is not what holds them back. Nor is it simply the gradient: the deepest fits better than the middle one,
+# whose gradient is eighty times better balanced. And VGG16 had fifty epochs more. Three single runs do not tell the
+# cause. Report A concludes that depth alone stops paying, and that width and resolution have to grow with it (Tan and
+# Le, 2019). These nets have 32 filters at every depth.
 #
 # ## Measured here
 #
-# None of the deeper nets is measured yet. This is what is reported; what is measured will stand beside it. Accuracies
-# in percent, losses in nats.
+# None of the deeper nets is measured yet. This is what is reported; measurements will stand beside it. Accuracies in
+# percent, losses in nats.
 
 # %%
 verdicts = tables.verdicts().query("metric != 'params'")
@@ -291,14 +294,14 @@ figures.show("A-figure-8")
 figures.show("A-figure-9")
 
 # %% [markdown]
-# **Figures 7 to 9 of report A**: VGG16, VGG50 and VGG150 with BN + RC. Where a figure is missing, `vggres train` and
-# the name of the run measure it; it then appears here.
+# **Figures 7 to 9 of report A**: VGG16, VGG50 and VGG150 with BN + RC. A missing figure appears here once
+# `vggres train` has measured the run named in its place.
 #
 # ## What was shown
 #
 # - BN alone multiplies the gradient by about 1.16 a layer; at 128 layers that is a hundred million and more.
 # - With identity shortcuts the stream grows, each block counts for less, and the gradient grows with a power of the
 #   depth. A shortcut that is normalised on its way restarts the stream and gives part of that away.
-# - The reports train nets of up to 150 layers; of those with more than 38 none is measured here yet. What report B
-#   gains by depth is less than two runs of one net may differ by, and report A's two deeper nets, trained for fewer
-#   epochs, fit their images worse than its shallow one.
+# - The reports train nets of up to 150 layers; none with more than 38 is measured here yet. What report B gains by
+#   depth is less than two runs of one net may differ by. Report A's two deeper nets, trained for fewer epochs, fit
+#   their training images worse than its shallow one.

@@ -1,14 +1,14 @@
 # %% [markdown]
 # # Decide what reproduced
 #
-# Reports A and B print 124 numbers. This chapter holds each of them against what was measured here, by one rule that
-# was fixed before most were measured, and lists the questions that the reports leave open, with the runs that will
-# decide them. (Report D's numbers stand beside ours in chapters 10 and 11; they get no verdict, since it does not tell
-# its recipe. Report C prints none.)
+# Reports A and B print 124 numbers. This chapter compares each with what was measured here, by one rule fixed before
+# most were measured, and lists the questions that the reports leave open, with the runs that will decide them. (Report
+# D's numbers stand beside ours in chapters 10 and 11, without a verdict, since it does not give its recipe; report C
+# prints none.)
 #
-# **You will see** a verdict for every number, half of them still "not measured"; and why, probably, reports A and B
-# print different accuracies for VGG08: report A's learning rate swung to the end, and report B's fell.
-# **You will learn** why a single run has no verdict, and how large a difference three runs can see.
+# **You will see** a verdict for every number, many of them still "not measured"; and why, probably, reports A and B
+# print different accuracies for VGG08: A's learning rate swung to the end, and B's fell.
+# **You will learn** why a single run gets no verdict, and how large a difference three runs can detect.
 # **You need** chapter 04. Nothing is trained here: the chapter replays the records in `results/`.
 
 # %%
@@ -26,21 +26,21 @@ pd.set_option("display.max_rows", None, "display.max_colwidth", None)
 # %% [markdown]
 # ## Ask where a new run would fall
 #
-# A report trained once. So its number is not to be compared with the *mean* of our runs, but with *one more run*. Over
-# $n$ seeds with mean $\bar x$ and standard deviation $s$, one more lies with 95 % probability in the **prediction
+# A report trained once, so its number should be compared not with the *mean* of our runs but with *one more run*. Given
+# $n$ seeds with mean $\bar x$ and standard deviation $s$, one more run lies with 95 % probability in the **prediction
 # interval**
 #
 # $$\bar x \pm \sqrt{t_{n-1}^2\, s^2 \Big(1 + \frac1n\Big) + z^2\, \frac{2\, \bar x (1 - \bar x)}{N}}$$
 #
 # The first term is Student's. The second is for *validation* accuracies only: the report's $N$ = 2,500 validation
-# images are not ours, and each of the two sets has a sampling error of its own ($z = 1.96$). Training and test images
-# are the same, or nearly. A validation loss has such an error too, but a record does not tell it; so the rule is a
-# little too strict with those. A parameter count needs no interval: it is right as printed, or it is not.
+# images are not ours, and each of the two sets has its own sampling error ($z = 1.96$). Training and test images are
+# the same, or nearly. A validation loss has such an error too, but our records do not hold it, so the rule is a little
+# too strict there. A parameter count needs no interval: it is right as printed, or it is not.
 #
-# *Reproduced* means that the reported value lies inside, anywhere within its printed precision. *Outside* means that it
+# *Reproduced* means that the reported value, somewhere within its printed precision, lies inside; *outside*, that it
 # does not. With fewer than three runs there is no verdict. The confidence interval of the mean, which Table 1 prints,
-# would be the wrong rule. For the first term, draw four runs from one and the same normal distribution, take three as
-# ours and the fourth as the report's:
+# would be the wrong rule. To see this for the first term, draw four runs from one normal distribution, three as ours
+# and the fourth as the report's:
 
 # %%
 draws = np.random.default_rng(0).normal(0.5, 0.005, size=(1000, 4))
@@ -53,12 +53,12 @@ print(f"inside the prediction interval of a new run: {of_a_new_run:.0%}")
 assert of_the_mean < 0.88 and 0.93 < of_a_new_run < 0.97
 
 # %% [markdown]
-# Nothing is wrong with that report, and the prediction interval misses it one time in twenty, as it should. The
-# confidence interval of the mean misses it one time in six. So of a hundred right numbers about five will be called
-# *outside*, too.
+# Nothing is wrong with that report, but the confidence interval of the mean misses it one time in six. The prediction
+# interval misses it one time in twenty, as it should: of a hundred correct numbers, about five will be called
+# *outside*.
 #
-# How far must a number lie away before three runs notice? The half width, in points of validation accuracy, for a net
-# that reaches 50 %, by the number of seeds and the spread between them:
+# How far off must a number lie before three runs notice? The half width of the interval, in points of validation
+# accuracy, for a net that reaches 50 %, by the number of seeds and their spread:
 
 # %%
 spreads = (0.3, 0.5, 1.0)
@@ -78,8 +78,8 @@ pd.DataFrame({f"spread {s} points": {n: f"± {half_width(n, s):.1f}" for n in (3
 assert 3 < half_width(3, 0.3) < half_width(3, 0.5) < 4 < half_width(3, 1.0) < 6
 
 # %% [markdown]
-# Three seeds see a difference of three to six points. The 2 x 2,500 validation images alone cost ± 2.8: no number of
-# seeds gets below that. (Two nets that are measured *here* share their validation images and can be compared more
+# Three seeds detect a difference of three to six points. The 2 x 2,500 validation images alone cost ± 2.8, and no
+# number of seeds gets below that. (Two nets measured *here* share their validation images and can be compared more
 # finely.)
 #
 # ## Count before you train
@@ -99,7 +99,7 @@ assert (counts.verdict == "reproduced").all() and len(verdicts) == 124
 #
 # ## The verdicts
 #
-# How many numbers of each exhibit have which verdict:
+# Numbers by exhibit and verdict:
 
 # %%
 order = ["reproduced", "outside", "two runs", "single run", "not measured"]
@@ -107,8 +107,8 @@ exhibits = "report " + verdicts.report + ", " + verdicts.exhibit
 pd.crosstab(exhibits, pd.Categorical(verdicts.verdict, order), dropna=False).rename_axis(None).rename_axis(None, axis=1)
 
 # %% [markdown]
-# Here are those of which at least one run is measured. Accuracies in percent, losses in nats; a difference is reported
-# minus measured, and "a new run, ±" is the half width of the interval in which it had to lie.
+# Here are those with at least one measured run. Accuracies are in percent, losses in nats; a difference is reported
+# minus measured, and "a new run, ±" is the half width of the interval in which the reported value had to lie.
 
 
 # %%
@@ -130,16 +130,16 @@ assert vgg08["A"].to_dict() == {
 }
 
 # %% [markdown]
-# Three seeds are measured of VGG08, which two reports trained by what reads as one recipe. Report B's four numbers are
-# *reproduced*. Of report A's, three are: its validation accuracy lies two and a half points below ours, which is less
-# than the table above says three runs can see, and its training loss lies just inside. Its training accuracy is
-# *outside*. It is taken over nearly the same images as ours, and more than three points is more than a seed explains.
-# Of eight right numbers, were they independent, at least one would be *outside* a third of the time. So this is no
-# proof, but a hint that report A did something else. It may have stepped its cosine once a batch, the first question
+# VGG08, which two reports trained by what reads as one recipe, is measured with three seeds. Report B's four numbers
+# are *reproduced*, and so are three of report A's: its validation accuracy lies two and a half points below ours, less
+# than the table above says three runs can detect, and its training loss lies just inside. Its training accuracy is
+# *outside*: it is taken over nearly the same images as ours, and more than three points is more than a seed explains.
+# Of eight correct numbers, if they were independent, at least one would be *outside* a third of the time. So this is no
+# proof, but a hint that report A did something else. It may have stepped its cosine once a batch: the first question
 # below.
 #
-# How firm is that? Seed 0 was trained once more, on another processor, and its record lies apart, in `results/again/`.
-# Weights, images and their order are the same, but the last digits of a sum are not, and a hundred epochs later the two
+# How firm is that? Seed 0 was trained again on another processor, with its record apart, in `results/again/`. Initial
+# weights, images and their order are the same, but the last digits of a sum are not, and after a hundred epochs the two
 # runs are further apart than any two of the three seeds. With it as a fourth run:
 
 # %%
@@ -156,15 +156,15 @@ apart, seeds = seed_0.max() - seed_0.min(), 100 * records.load_runs().query("run
 assert (apart > seeds.max() - seeds.min()).all() and (apart < 2).all() and len(both) == 4
 
 # %% [markdown]
-# A fourth run leaves the spread of the training loss as it was and narrows the interval, since Student's t is 3.2 for
-# four runs and 4.3 for three. So report A's training loss, which lay just inside, is *outside*, as its training
-# accuracy is; the other six verdicts stay. The tables hold what was planned, three seeds.
+# A fourth run leaves the spread of the training loss as it was but narrows the interval, since Student's t is 3.2 for
+# four runs and 4.3 for three. So report A's training loss, which lay just inside, is now *outside*, like its training
+# accuracy; the other six verdicts stay. The tables keep to what was planned, three seeds.
 #
-# Of the plain VGG38 there are three runs, too. It is as reported but for one number, report B's validation loss, which
-# is *outside* by 0.002 nats. That is little, but ours is $\ln 100$ to the fifth digit, three times. And B's net is
-# right about 0.64 % of its validation images, 16 of 2,500; ours about 25, as many as each class has. What if report B
-# drew its validation images from all of them, not class by class? Then a class that happens to have fewer of them has
-# more of the training images. A net that learns nothing but how common each class is there will answer the commonest:
+# The plain VGG38, also with three runs, is as reported except for one number: report B's validation loss is *outside*
+# by 0.002 nats. That is little, but our loss is $\ln 100$ to the fifth digit, three times. And report B's net gets 0.64
+# % of its validation images right, 16 of 2,500; ours about 25, as many as each class has. What if report B drew its
+# validation images from all images, not class by class? Then a class with fewer validation images has more training
+# images, and a net that learns nothing but how common each class is in training will answer with the commonest:
 
 # %%
 rng, labels = np.random.default_rng(0), np.repeat(np.arange(100), 500)
@@ -175,23 +175,22 @@ print(f"right about {right.mean():.0f} ± {right.std():.0f} of 2,500 images, rep
 assert round(loss.mean(), 3) == 4.607 and abs(16 - right.mean()) < 2 * right.std() and (right <= 18).all()
 
 # %% [markdown]
-# Both numbers come out. So that *outside* is about the split, not the net.
+# Both numbers come out. So that *outside* is probably about the split, not the net.
 #
-# How much is *reproduced* worth? Eight of the 47 are of this net, which only guesses. And where the interval is wide, a
-# number could hardly miss it: VGG38 BN at 1e-2 has ± 14 points of validation accuracy. Report A's 51.39 % and report
-# B's 45.08 % for VGG38 BN lie six points apart, and both are *reproduced*, by the same three runs.
+# How much is *reproduced* worth? Eight of the 47 belong to this net, which only guesses. And a wide interval is hard to
+# miss: that of VGG38 BN at 1e-2 is ± 14 points of validation accuracy. Report A's 51.39 % and report B's 45.08 % for
+# VGG38 BN, six points apart, are both *reproduced* by the same three runs.
 #
-# VGG38 RC and VGG38 BN show how it comes to that. One seed of RC ends three points below the
-# other two, and the interval of a new run is as wide as ± 10 points. With BN the first two runs agree to two tenths of
-# a point of training accuracy, and report B's lies four points below them, which looked like another recipe. The third
-# run, on another processor, lies three below them, too, and all four of B's numbers are *reproduced*. So two runs that
-# agree tell little.
+# VGG38 RC and VGG38 BN show why. One seed of RC ends three points below the other two, and the interval of a new run is
+# as wide as ± 10 points. With BN the first two runs agree to two tenths of a point of training accuracy, and report B's
+# lies four points below them, which looked like another recipe. But the third run, on another processor, also lies
+# three below them, and all four of B's numbers are *reproduced*. So two runs that agree tell little.
 #
-# Of report A's numbers for the repaired nets most lie inside. What does not is of two kinds: three validation losses,
-# of BN, RC and the best row, are lower than ours; and BN + RC at 1e-3 ends elsewhere, 17 points lower in training
-# accuracy and six in validation.
-# The differences say more than the verdicts. As VGG08 and with shortcuts, report A's nets fit their training images
-# less well than ours; with BN alone, at either rate, its accuracy lies between our runs':
+# Most of report A's numbers for the repaired nets lie inside. Two kinds do not: three validation losses (of BN, RC and
+# the best row) are lower than ours, and BN + RC at 1e-3 ends elsewhere, 17 points lower in training accuracy and six in
+# validation. The differences say more than the verdicts. Report A's VGG08 and its nets with shortcuts fit their
+# training images less well than ours; with BN alone, at either rate, its training accuracy lies between those of our
+# runs:
 
 # %%
 learned = trained[(trained.n > 0) & (trained.run != "vgg38") & trained.exhibit.isin(["Table 1", "Set 1"])]
@@ -223,11 +222,12 @@ assert -0.18 < outside["A", "vgg38-bn-rc", "train_acc"] < -0.16
 # %% [markdown]
 # ## Name the run that decides
 #
-# The reports contradict themselves and each other, and leave things unsaid. The four questions below have runs that
-# decide them; they are registered, and `vggres train --missing` trains them in order of importance. (The
-# fourth matters for chapters 05 and 06. They take report B's seeds 10 and 30 for repeats of the run without decay, and
-# conclude that two runs of one net differ by up to three points. The validation losses support it: 1.705 and 1.731,
-# beside 1.725 without decay and 1.353 with it. Were they repeats of the run with decay, it would be thirteen points.)
+# The reports contradict themselves and each other, and leave things unsaid. The runs that decide the four questions
+# below are registered, and `vggres train --missing` trains them in order of importance. (The fourth matters for
+# chapters 05 and 06, which take report B's seeds 10 and 30 for repeats of the run without decay and conclude that two
+# runs of one net differ by up to three points. The validation losses support this: 1.705 and 1.731, beside 1.725
+# without decay and 1.353 with it. If they were repeats of the run with decay, whose validation accuracy is higher, that
+# would be thirteen points.)
 
 # %%
 questions = {
@@ -252,8 +252,8 @@ pd.DataFrame(
 # %% [markdown]
 # ### What VGG08 answers to the first and the third question
 #
-# A learning rate that is lowered once an epoch falls from 1e-3 to 2e-5 over the whole training. Stepped once a batch by
-# the same code, it swings between the two with a period of 200 steps, to the end. VGG08 was trained so, and, a third
+# Lowered once an epoch, the learning rate falls from 1e-3 to 2e-5 over the whole training. Stepped once a batch by the
+# same code, it swings between the two with a period of 200 steps, to the end. VGG08 was trained both ways, and a third
 # way, without crops and flips.
 
 # %%
@@ -310,26 +310,25 @@ assert away["B", "no crops, no flips"] > 10 and away["A", "no crops, no flips"] 
 assert jumps["cosine once a batch"] > 3 * jumps["cosine once an epoch"] and spread < 1
 
 # %% [markdown]
-# **Figure 1.** Dotted: what the reports print. Curves: seed 0; the first table has means over n. The training accuracy
-# tells the recipes apart, and each report lies on a line of its own: B on the cosine that falls once an epoch, A on the
-# one that swings by the batch. By the rule above all four of report A's numbers are *reproduced* by the swinging
-# cosine, and not all by the recipe as it is written. So the two reports, which tell their recipe in the same words,
-# seem to have stepped one schedule in two ways. How that can happen shows in [their course's
-# code](https://github.com/VICO-UoE/mlpractical/blob/0d01be8e2362b1f3abeac060fdfc063aada97d8f/pytorch_mlp_framework/experiment_builder.py).
-# It calls the schedule at every batch, and hands it the number of the epoch: once an epoch, that is. PyTorch warns
-# against this argument. Who leaves it out, as the warning has it, steps once a batch, and what is called "cosine
-# annealing" is no annealing at all.
+# **Figure 1.** Dotted: what the reports print. Curves: seed 0; the first table has means over n. Training accuracy
+# tells the recipes apart, and each report lies on its own line: B on the cosine that falls once an epoch, A on the one
+# that swings. By the rule above, all four of report A's numbers are *reproduced* by the swinging cosine, but not all by
+# the recipe as written. So the two reports, which describe their recipe in the same words, seem to have stepped one
+# schedule in two ways. [Their course's
+# code](https://github.com/VICO-UoE/mlpractical/blob/0d01be8e2362b1f3abeac060fdfc063aada97d8f/pytorch_mlp_framework/experiment_builder.py)
+# shows how that can happen: it calls the schedule at every batch but passes it the number of the epoch, so the rate
+# changes once an epoch. PyTorch warns against this argument. Whoever heeds the warning and leaves it out steps once a
+# batch, and "cosine annealing" no longer anneals.
 #
-# The validation accuracy could not have told. The hundredth epoch ends where the swinging rate is lowest, and there our
-# three seeds agree (48.0 to 48.6 %); A's 46.84 % is more than a point below them, which the 2.8 points of other
-# validation images cover. (Were it of another epoch, the swing would cover it, too.) Without crops and flips VGG08 fits
-# the training images 11 points better than report B's did, so B's VGG08 was trained with them, or with something that
-# holds it back as much.
+# Validation accuracy could not have told them apart. The hundredth epoch ends where the swinging rate is lowest, and
+# there our three seeds agree (48.0 to 48.6 %). A's 46.84 % is more than a point below them, within the 2.8 points that
+# other validation images cost. Without crops and flips VGG08 fits the training images 11 points better than report B's
+# did, so B's VGG08 was trained with them, or with something that holds it back as much.
 #
 # ### What its VGG38s answer to the first
 #
-# Did A train its VGG38 so, too? Here is each of its rows by the swinging cosine, one run each, but three of VGG08. (The
-# plain VGG38 is not drawn: it learns nothing by either.)
+# Did report A train its VGG38s this way, too? Here are its rows with the swinging cosine, one run each, but three of
+# VGG08; the plain VGG38, which learns nothing with either schedule, is not drawn.
 
 # %%
 rows = [name for name in TABLE_1 if name != "vgg38"]
@@ -366,27 +365,27 @@ assert (abs(cost) < 0.025).all() and cost.min() < -0.015 and cost.max() > 0.02
 
 # %% [markdown]
 # **Figure 2.** Stars: what report A prints. Circles: our runs whose cosine falls once an epoch. Squares: those whose
-# cosine swings by the batch. In three rows the square lies on the star, in training accuracy to a point: VGG08, VGG38
-# RC, and VGG38 BN + RC at 1e-2, the report's best. Not one of our nine runs by the other schedule fits its images as
-# little. The validation losses of the two deep ones, which by that schedule are too large, are nearly right, too. So
-# report A probably trained these three rows by the swinging rate.
+# cosine swings. In three rows the square lies on the star, to a point of training accuracy: VGG08, VGG38 RC, and VGG38
+# BN + RC at 1e-2, the report's best. None of our nine runs of these rows with the other schedule fits its training
+# images as poorly. The validation losses of the two deep ones, too large with that schedule, are nearly right, too. So
+# report A probably trained these three rows with the swinging rate.
 #
-# For the two deep ones that is less than a verdict, which takes three runs; and RC's three by the other schedule differ
-# by five points. (The best row is also one of two for which the report's text tells yet another recipe, which is not
-# measured.) And it is not the whole table: three of six rows are off by five to nine points. With BN alone the report's
-# nets fit their images about five points better than the swinging ones, and lie among those trained once an epoch. Its
-# BN + RC at 1e-3 fits nine points less well than the swinging one, hardly better than its RC. Perhaps these were
-# trained by yet another recipe, as its text says of one of them, too: the second question, which is open.
+# For the two deep ones this is less than a verdict, which takes three runs; and RC's three with the other schedule
+# differ by five points. (The best row is also one of two for which the report's text gives yet another recipe, which is
+# not measured.) And it is not the whole table: three of six rows are off by five to nine points. With BN alone the
+# report's nets fit their training images about five points better than the swinging ones, and lie among those stepped
+# once an epoch. Its BN + RC at 1e-3 fits nine points less well than the swinging one, hardly better than its RC.
+# Perhaps these were trained by yet another recipe, as the report's text says of one of them: the second question, still
+# open.
 #
-# And what does a rate cost that never comes to rest? Less than one would think. These nets fit their images less well;
-# but at the hundredth epoch, where the rate is lowest, they are right about as many validation images, to two and a
-# half points either way.
+# What does a rate that never comes to rest cost? These nets fit their training images less well, but at the hundredth
+# epoch, where the rate is lowest, they get about as many validation images right, to two and a half points either way.
 #
 # ### What VGG38 ResNet answers to the third and the fourth
 #
-# And how did report B's best nets, with shortcuts in all blocks, come to fit 86 to 88 % of their training images?
-# Without crops and flips? Here they are beside ours, which had both, three seeds without weight decay and three with
-# 1e-3. (The validation losses of the report's seeds 10 and 30 are from its source.)
+# How did report B's best nets, with shortcuts in all blocks, come to fit 86 to 88 % of their training images? Without
+# crops and flips? Here they are beside ours, which had both; three seeds without weight decay, three with 1e-3. (The
+# validation losses of the report's seeds 10 and 30 are from its source.)
 
 # %%
 plain, decayed = "vgg38-resnet", "vgg38-resnet-wd1e-3"
@@ -407,26 +406,26 @@ assert named.val_loss.between(without.val_loss.min(), without.val_loss.max()).al
 assert (named.val_loss > decay.val_loss.max() + 0.3).all() and decay.val_acc.min() > without.val_acc.max() + 0.01
 
 # %% [markdown]
-# These are the same nets. Our means are 62.4 % of the validation images for the report's 62.32, 62.0 % of the test
-# images for its 61.94, and with decay 65.5 % for its 65.32. And with crops and flips ours fit the training images as
-# the report's do, to two points. So its nets were very likely trained with them, as its VGG08 was; and, since they fit
-# so well, by the cosine that falls. And the two runs that its source names "wd 1e-3" had none: their validation losses
-# lie among those of our nets without decay, and three to four tenths of a nat above those with it.
+# These are the same nets. Our means are 62.4 % of the validation images against the report's 62.32, 62.0 % of the test
+# images against its 61.94, and with decay 65.5 % against its 65.32. With crops and flips, ours fit the training images
+# as the report's do, to two points. So its nets were very likely trained with them, as its VGG08 probably was, and,
+# since they fit so well, with the cosine that falls. The two runs that its source names "wd 1e-3" had no decay: their
+# validation losses lie among those of our nets without it, and three to four tenths of a nat above those with it.
 #
 # Some questions no run here will decide:
 #
-# - Which 2,500 images validated. Ours are 25 of each class; the course framework of both reports draws them at random,
-#   and report B's VGG38 bears it out. The second term of the rule stands for this.
+# - Which 2,500 images were used for validation. Ours are 25 of each class; the course framework of both reports draws
+#   them at random, as report B's VGG38 bears out. The second term of the rule allows for this.
 # - Whether the images were normalised with CIFAR-10's constants, as that framework does and as we do, or with
-#   CIFAR-100's. The first layer is followed by batch normalisation, which takes out most of the difference.
-# - Whether report A's Table 1 shows the last epoch or the best. We compare with the last. (By the swinging cosine it
-#   matters which: from one epoch to the next is a point and a half.)
-# - Which of two prints is right: report B gives 90.35 and 90.03 for one training accuracy, and x5 and x10 for one
-#   learning rate. We take the former of each.
+#   CIFAR-100's. The first layer is followed by batch normalisation, which removes most of the difference.
+# - Whether report A's Table 1 shows the last epoch or the best. We compare with the last. (With the swinging cosine it
+#   matters which: validation accuracy moves by a point and a half from one epoch to the next.)
+# - Which of two printed values is right: report B gives 90.35 and 90.03 for one training accuracy, and x5 and x10 for
+#   one learning rate. We take the former of each.
 #
 # ## All of them
 #
-# Every number that waits for its measurement:
+# Every number that still awaits its measurement:
 
 # %%
 tables.for_reading(trained[trained.n == 0])
@@ -434,14 +433,14 @@ tables.for_reading(trained[trained.n == 0])
 # %% [markdown]
 # ## What was shown
 #
-# - A reported number is one run; so it is compared with a prediction interval, not the confidence interval of a mean.
-# - Three seeds notice a difference of three to six points of validation accuracy between a report and us, by how much
-#   the seeds differ.
+# - A reported number is one run, so it is compared with a prediction interval, not the confidence interval of a mean.
+# - Three seeds detect a difference of three to six points of validation accuracy between a report and us, depending on
+#   how much the seeds differ.
 # - All fifteen parameter counts are right. Of the 109 numbers that need training, 55 have a verdict so far: 47 are
-#   reproduced, of report A's 24 of 31, of report B's 23 of 24.
+#   reproduced, 24 of report A's 31 and 23 of report B's 24.
 # - Two runs that agree tell little: the third of VGG38 BN took away what had looked like another recipe in report B.
 # - *Reproduced* is a weak word where seeds differ much: it can hold for two reports that are six points apart.
-# - Of the four questions that the reports leave open and that runs decide, two have good answers: report B trained with
-#   crops and flips, and the seeds that it names "wd 1e-3" had no weight decay. One is answered for VGG08: report A
-#   stepped its cosine once a batch, report B once an epoch. Of A's other five rows two fit that, the best among them,
-#   and three do not, by single runs.
+# - Of the four questions that the reports leave open and that runs decide, two have good answers: report B very likely
+#   trained with crops and flips, and the seeds that it names "wd 1e-3" had no weight decay. One is answered for VGG08:
+#   report A probably stepped its cosine once a batch, report B once an epoch. Of A's other five rows that learn, two
+#   fit this, the best among them, and three do not, by single runs.

@@ -1,18 +1,18 @@
 # %% [markdown]
 # # Compare ResNet-18 with and without batch normalisation
 #
-# Report C, days 7 to 10 of a blog of thirty, trains ResNet-18 on CIFAR-10 or CIFAR-100 (it names both) with batch
-# normalisation (BN) and without, and shows two loss curves: with BN the net learns faster, and lower. Chapter 02 asked
-# what shortcuts buy where BN is there. Here is the question from the other side: given shortcuts, what does BN buy?
+# Report C, days 7 to 10 of a thirty-day blog, trains ResNet-18 on CIFAR-10 or CIFAR-100 (it names both) with and
+# without batch normalisation (BN), and shows two loss curves: with BN the net learns faster, and lower. Chapter 02
+# asked what shortcuts buy where BN is there. Now the converse: given shortcuts, what does BN buy?
 #
-# **You will see** both nets before their first step, their first steps at three learning rates, their first three
-# epochs of CIFAR-10 and of CIFAR-100. (The report's full curves are registered, and not measured yet.)
+# **You will see** both nets before their first step, their first steps at three learning rates, and their first three
+# epochs of CIFAR-10 and CIFAR-100. (The report's full curves are registered, but not measured yet.)
 # **You will learn** that with shortcuts and He's weights the gradient arrives without BN, and that with BN the same
 # steps along it lead somewhere.
-# **You need** chapter 02, and about a minute of two CPU cores. No GPU and no dataset are needed.
+# **You need** chapter 02 and about a minute of two CPU cores; no GPU, no dataset.
 #
-# Cells that say *live* compute on your machine, on a small procedural set of 100 classes; everything else is replayed
-# from the records in `results/`.
+# Cells marked *live* compute on your machine, on a small procedural set of 100 classes; the rest is replayed from the
+# records in `results/`.
 
 # %%
 import matplotlib.pyplot as plt
@@ -30,14 +30,15 @@ from vggres.runs import versions
 # ## Build the nets
 #
 # The nets are torchvision's. Its `ResNet` takes what stands in BN's place as an argument, so nothing else differs: the
-# convolutions have no bias either way, and He's initialisation (by fan-out) is the one that the report's author used.
-# For images of 32x32 the net begins with a 3x3 convolution of stride 1 and no max pooling. The report's text does not
-# say what its net does there; the code that it links to enlarges the images to 224x224 and keeps torchvision's 7x7
-# convolution of stride 2, at 3.3 times the work. For its question "Batch Norm vs Dropout?" there is dropout where BN
-# ends a branch or a shortcut, and nothing elsewhere, as in a version of the linked code; and for "Residual network vs
-# Inception network" a net of GoogLeNet's modules, narrowed until it does as much work as ResNet-18: the report names no
-# Inception architecture. (The layers counted here include the 1x1 convolutions of shortcuts, ResNet-18's name does
-# not.)
+# convolutions have no bias either way, and He's initialisation (by fan-out) is what the report's author used. For
+# images of 32x32 the net begins with a 3x3 convolution of stride 1 and no max pooling. The report's text does not say
+# what its net does there; the code it links to enlarges the images to 224x224 and keeps torchvision's 7x7 convolution
+# of stride 2, at 3.3 times the work.
+#
+# For the report's question "Batch Norm vs Dropout?" there is dropout where BN ends a branch or a shortcut, and nothing
+# elsewhere, as in a version of the linked code. For "Residual network vs Inception network" we narrow a net of
+# GoogLeNet's modules until it does as much work as ResNet-18; the report names no Inception architecture. (The layers
+# counted here include the 1x1 convolutions of shortcuts; ResNet-18's name does not count them.)
 
 # %%
 names = ["resnet18", "resnet18-no-bn", "resnet18-dropout", "inception", "resnet34", "resnet50"]
@@ -55,12 +56,12 @@ assert count_parameters(build("resnet18")) == 11_220_132
 assert abs(multiply_adds("inception") / multiply_adds("resnet18") - 1) < 0.02
 
 # %% [markdown]
-# BN's own share of the parameters is less than a thousandth. Without it ResNet-18 does the same work.
+# BN holds less than a thousandth of the parameters. Without it ResNet-18 does the same work.
 #
 # ## Look before the first step
 #
-# *Live.* Send 32 images through both nets, and a gradient back. To be quick, the images here are cut to 16x16 pixels,
-# every second of each row and column; the nets do not mind.
+# *Live.* Send 32 images through both nets, and a gradient back. For speed, the images keep every second row and column,
+# 16x16 pixels.
 
 # %%
 source = data.load("synthetic")
@@ -81,18 +82,19 @@ assert share["with BN"]["layer4.1.conv2"] > 0.6 and share["without BN"]["layer4.
 
 # %% [markdown]
 # The gradient (dE/dz, root mean square, times the number of images, as in chapter 02) arrives at every layer of both
-# nets. Nothing vanishes, as it did in VGG38 without either repair: the shortcuts see to that, and an initialisation
-# that keeps the size of what passes through a layer. (At the first layer it is an order of magnitude larger with BN,
-# which divides by deviations below 1, forward and back. The gradients of the weights, below, differ less.) The other
-# columns tell the nets apart. They are how much of a layer's output *differs between images*: its signal, as in chapter
-# 02, by its size. At the last convolution it is 0.75 with BN and 0.33 without, at the head 0.56 and 0.24. (In squares,
-# which add up, 56 % of the last convolution's output differ with BN and 11 % without.) So without BN more and more of
-# what the layers pass on is the same for every image. Subtracting what is common
-# to a batch is just what BN does.
+# nets. Nothing vanishes as it did in VGG38 without either repair, thanks to the shortcuts and to an initialisation that
+# keeps the size of what passes through a layer. (At the first layer the gradient is an order of magnitude larger with
+# BN, which divides by deviations below 1, forward and back. The weights' gradients, below, differ less.)
+#
+# The other columns tell the nets apart. They show how much of a layer's output *differs between images*: its signal, as
+# in chapter 02, divided by its size. At the last convolution this is 0.75 with BN and a third without; at the head,
+# 0.56 and 0.24. (In squares, which add up, 56 % of the last convolution's output differs with BN and about a tenth
+# without.) So without BN more and more of what the layers pass on is the same for every image. Subtracting what is
+# common to a batch is just what BN does.
 #
 # ## Try three learning rates
 #
-# *Live.* Train both nets for 20 steps of 25 images by the report's optimiser, SGD with momentum 0.9 and weight decay
+# *Live.* Train both nets for 20 steps of 25 images with the report's optimiser, SGD with momentum 0.9 and weight decay
 # 5e-4, at three rates. The last, 0.05, is the report's (with batches of 128).
 
 # %%
@@ -122,11 +124,10 @@ _ = axes.legend(frameon=False, loc="lower left")
 plt.show()
 
 # %% [markdown]
-# **Figure 1.** Lower is better. Compare each net at its best rate: with BN the loss is far below guessing after 20
-# steps, without BN it is still next to the dotted line, at each of the three rates. The net, the shortcuts, the images
-# and the steps are the same. So what BN gives to a net with shortcuts here is not that
-# a gradient arrives, but that steps along it lead somewhere; why, these curves do not tell. Report C says in its own
-# words that BN is "mostly about improving optimization".
+# **Figure 1.** Compare each net at its best rate: after 20 steps the loss with BN is far below guessing; without BN it
+# is still next to the dotted line, at each of the three rates. Shortcuts, images and steps are the same. So what BN
+# gives a net with shortcuts here is not that a gradient arrives, but that steps along it lead somewhere; these curves
+# do not tell why. Report C itself says that BN is "mostly about improving optimization".
 #
 # This is a small set and the first seconds of training.
 
@@ -137,10 +138,10 @@ assert min(loss["without BN"]) > 4.3, "without BN none of the rates leads away f
 # %% [markdown]
 # ## Replay three epochs
 #
-# Now the real images. The recipe is that of the code which the report links to: SGD as above, rate 0.05, a tenth of it
-# after every 30 epochs, batches of 128, weight decay 5e-4. That code flips the images, too, and crops them at random at
-# any scale, enlarged to 224x224; the crop here is the padded one of 32x32 of the other chapters. Three epochs are
-# measured of each net on each of the report's two sets, a single run each.
+# Now the real images. The recipe is that of the linked code: SGD as above, rate 0.05, divided by ten after every 30
+# epochs, batches of 128, weight decay 5e-4. That code also flips the images and crops them at random at any scale,
+# enlarged to 224x224; the crop here is the padded 32x32 one of the other chapters. Each net is measured for three
+# epochs on each of the report's two sets, a single run each.
 
 # %%
 day7 = [run for run in RUNS.values() if "C/Day 7" in run.exhibits and run.model in PAIR.values()]
@@ -185,15 +186,16 @@ last[["train_acc", "val_acc"]] *= 100
 last.round(2)
 
 # %% [markdown]
-# **Figure 2**, and the table: losses in nats, dashed on the training images and solid on the validation images, and
-# accuracies in percent. *Left and middle*: with BN the loss falls faster and is lower from the first epoch on, as the
-# report says, on both sets. What the net without BN reaches in three epochs, on the validation images, the other has
-# passed in two, and of CIFAR-100 in one. It does learn, and would at other rates perhaps learn better: 0.05 is the
-# report's, and none was searched for either net. *Right*, for CIFAR-100: before the first step (dotted) the gradients
-# of the two nets' weights, by which SGD steps, lie within a factor of three of each other, at every layer. So their
-# size at the start did not decide. Three epochs later (solid; one mini-batch) the layers of the first stage get four to
-# ten times less than with BN; whether that is a cause or a consequence this figure does not tell. (The 1x1 convolutions
-# of the shortcuts are left out.)
+# **Figure 2**, and the table: losses in nats, dashed on the training images and solid on the validation images;
+# accuracies in percent. *Left and middle*: on both sets the loss with BN falls faster and is lower from the first epoch
+# on, as the report says. What the net without BN reaches on the validation images in three epochs, the other has passed
+# in two, and on CIFAR-100 in one. The net without BN does learn, and would perhaps learn better at other rates: 0.05 is
+# the report's, and none was searched for either net.
+#
+# *Right*, for CIFAR-100: before the first step (dotted) the gradients of the two nets' weights, by which SGD steps, lie
+# within a factor of three of each other at every layer. So their size at the start did not decide. Three epochs later
+# (solid; one mini-batch) the layers of the first stage get four to ten times less without BN than with it; this figure
+# does not tell whether that is a cause or a consequence. (The shortcuts' 1x1 convolutions are left out.)
 
 # %%
 with_bn, without = ({d: history[d, text].val_loss for d in panels} for text in PAIR)
@@ -207,15 +209,15 @@ assert dotted.between(1 / 3, 3).all() and solid["layer1.0.conv1":"layer1.1.conv2
 # ## Replay the report's curves
 #
 # The report does not say how many epochs it trained; its code is set to 300. Ninety are registered, three levels of the
-# rate: from epoch 120 on it would be below 1e-5. It prints no accuracy at all, only the two curves.
+# rate: from epoch 120 on it would be below 1e-5. The report prints no accuracy, only the two curves.
 
 # %%
 fig = figures.histories(panels, "loss")
 figures.picture(fig) if fig else Markdown("*Not measured yet: the four runs of this figure.*")
 
 # %% [markdown]
-# Once they are, the loss by epoch will stand here. What to look for: in the report's picture the curve with BN falls
-# faster and stays below the other. Validation accuracy after the last epoch, in percent (the report prints none):
+# What to look for, once they are measured: in the report's picture the curve with BN falls faster and stays below the
+# other. Validation accuracy after the last epoch, in percent:
 
 # %%
 pair = {f"{heading}, {text}": name for heading, names in panels.items() for text, name in names.items()}
@@ -225,7 +227,8 @@ tables.in_words(tables.compare(pair))
 # ## The other questions of the report
 #
 # Each is a run with the recipe above, on CIFAR-10: other depths with and without BN, dropout in BN's place, the
-# Inception net, and ResNet-18 without crop and flip. (It says that it tried other hyperparameters, and not which.)
+# Inception net, and ResNet-18 without crop and flip. (The report says that it tried other hyperparameters, but not
+# which.)
 
 # %%
 asked = [run for run in RUNS.values() if any(e.startswith("C/") for e in run.exhibits) and run not in day7]
@@ -237,10 +240,10 @@ tables.in_words(tables.compare(others))
 #
 # - With shortcuts and He's initialisation the gradient of ResNet-18 arrives at every layer, with BN and without.
 # - Without BN more and more of what a layer passes on is common to all images, far more than with it.
-# - On the small set the net with BN learns within 20 steps, at the best of three rates, and the net without hardly
-#   leaves guessing at any of three rates.
-# - Report C's claim, faster and lower, holds for the first three epochs of both sets, a single run each: of CIFAR-10's
-#   validation images the net with BN has 61.1 % right and the one without 47.2 %, of CIFAR-100's 33.4 and 16.0 %.
-#   Whether it does for ninety is not measured yet.
+# - On the small set the net with BN learns within 20 steps, at the best of three rates; the net without BN hardly
+#   leaves guessing at any of them.
+# - Report C's claim, faster and lower, holds for the first three epochs of both sets, a single run each: with BN the
+#   net gets 61.1 % of CIFAR-10's validation images right, without it 47.2 %; on CIFAR-100, 33.4 and 16.0 %. Whether it
+#   holds for ninety epochs is not measured yet.
 #
 # The next chapter takes a net of the same family apart, one ingredient at a time.

@@ -2,17 +2,17 @@
 # # Build BaseNet step by step
 #
 # Report D begins with one convolution that reaches 23 % on CIFAR-100 and ends, ten steps later, with BaseNet at 65 %.
-# Each step adds one ingredient. That is an ablation study, read forwards.
+# Each step adds one ingredient: an ablation study, read forwards.
 #
-# **You will see** the ten steps as one staircase, reported and, as far as they are, measured; the net of each step
+# **You will see** the ten steps as one staircase, reported and, as far as available, measured; the net of each step
 # built from one description; and, live, how a step of Adam kills a head, and what the shortcut and its factor 0.1 mend
 # in a deep, narrow net.
 # **You will learn** which steps carried the report's net up and which threw it back, that ours go another way, and
 # where the report contradicts itself.
-# **You need** chapter 02, and less than a minute of two CPU cores. No GPU and no dataset are needed.
+# **You need** chapter 02 and less than a minute of two CPU cores; no GPU, no dataset.
 #
-# Cells that say *live* compute on your machine, on a small procedural set; everything else is replayed from the
-# records in `results/` or from what the report prints.
+# Cells marked *live* compute on your machine, on a small procedural set; the rest is replayed from the records in
+# `results/` or from what the report prints.
 
 # %%
 import matplotlib.pyplot as plt
@@ -28,27 +28,27 @@ from vggres.resnets import STEPS, basenet
 # %% [markdown]
 # ## Describe a step by what it changes
 #
-# This is all that tells the nets apart. Each line is added to those above it:
+# This is all that tells the nets apart. Each line adds to those above it:
 
 # %%
 for name, change in STEPS.items():
     print(f"{name:16}", ", ".join(f"{what}={value!r}" for what, value in change.items()))
 
 # %% [markdown]
-# The first sub-block is an entry convolution of 64 channels. `blocks` are the channels of those behind it, so that five
-# sub-blocks have four numbers; `pools`, after which sub-blocks, the entry being the first, the image is halved, as it
-# always is before the head; `convs`, the convolutions of a sub-block; `branch`, the factor before its branch where it
-# has a shortcut; `head_norm`, where the head of two linear layers has batch normalisation (BN). By the report's account
-# steps 8, 9 and 10 change no layer: they normalise the images, add crop and flip, and train for 100 epochs. (We give
-# step 10 to BaseNet, see below.)
+# The first sub-block is an entry convolution of 64 channels. `blocks` lists the channels of the sub-blocks behind it,
+# so five sub-blocks have four numbers. `pools` says after which sub-blocks, the entry being the first, the image is
+# halved; it is always halved before the head. `convs` is the number of convolutions in a sub-block; `branch`, the
+# factor before its branch if it has a shortcut; `head_norm`, where the head of two linear layers has batch
+# normalisation (BN). By the report's account steps 8, 9 and 10 change no layer: they normalise the images, add crop and
+# flip, and train for 100 epochs. (We give step 10 to BaseNet; see below.)
 #
-# The report gives a table of BaseNet's layers, and one sentence for each step on the way. So these are our choices:
+# The report gives a table of BaseNet's layers and one sentence for each step. These are our choices:
 #
-# - **The widths of steps 0 to 7**, of which the report says nothing, and that they have BaseNet's head. The first
+# - **The widths of steps 0 to 7**, of which the report says nothing, and their head, which is BaseNet's. The first
 #   sub-block stays one convolution, as in BaseNet's table.
 # - **The shortcut from 64 to 128 channels**: zeros are appended. The table lists every layer, and none for this.
 # - **The recipe**: SGD with momentum 0.9 from a rate of 5e-3, a cosine, batches of 100, and 30 epochs before step 10.
-#   The report names none of them. Why not Adam at 1e-3, as for the VGGs? See below.
+#   The report names none of these. (Why not Adam at 1e-3, as for the VGGs? See below.)
 
 # %%
 work = pd.DataFrame(
@@ -63,7 +63,7 @@ work
 
 # %% [markdown]
 # BaseNet never pools before its end: sixteen blocks of up to 512 channels at 32x32 cost 130 GFLOP an image and step, 63
-# times as much as step 6 and 39 times ResNet-18. That is why its runs stand late in the queue.
+# times step 6's and 39 times ResNet-18's. So its runs come late in the queue.
 #
 # ## Climb the staircase
 
@@ -94,21 +94,22 @@ plt.show()
 tables.in_words(steps)
 
 # %% [markdown]
-# **Figure 1.** Bars are what the report prints, but for two that it gives as a difference: step 3 ("another 4%") and
-# step 8 ("a 2% increase"). Diamonds, where there are any, are what was measured here, with the interval over seeds; one
+# **Figure 1.** Bars are what the report prints, except two that it gives as a difference: step 3 ("another 4%") and
+# step 8 ("a 2% increase"). Diamonds, where there are any, are our measurements, with the interval over seeds; one
 # without an interval is a single run.
 #
-# *As reported*, two bars are red. Twice the convolutions without a shortcut threw the net back from 42 % to 17 %, and
-# the shortcut with its factor 0.1 brought it up again: the largest step of all, +31 together. The second red bar is BN
-# after the first linear layer. We take it that it was undone, since BaseNet's table lacks it; the report does not say
-# so, and else step 8 would be at 44 %. After that no layer matters as much as the data: crop and flip bring 9 points.
+# *As reported*, two bars are red. Twice the convolutions without a shortcut threw the net back from 42 % to 17 %; the
+# shortcut with its factor 0.1 brought it up again, +31 together, the largest step of all. The second red bar is BN
+# after the first linear layer. We assume that it was undone, since BaseNet's table lacks it and step 8 would otherwise
+# be at 44 %; the report does not say so. After that no layer matters as much as the data: crop and flip bring 9 points.
 #
-# *As measured*, depth goes the report's way, and further. With five sub-blocks our net is right about half of the
-# validation images, 19 points more than with one, where the report gains 7; it has the report's 38 % after four of its
-# thirty epochs. A sixth brings three points, where the report has 4. And the fall at step 4 is a rise: two convolutions
-# in each sub-block, without a shortcut, bring four more, and that net is the best of all, 57 %. The shortcut with its
-# factor, which saved the report's net, costs ours 13 points. BN in the head gives two of them back, where the report
-# loses 6, and normalised images bring two, as in the report; but two points lie within the luck of single runs.
+# *As measured*, depth goes the report's way, and further. With five sub-blocks our net gets about half of the
+# validation images right, 19 points more than with one, where the report gains 7; it has the report's 38 % after four
+# of its thirty epochs. A sixth brings three points, where the report has 4. But the fall at step 4 is a rise: two
+# convolutions in each sub-block, without a shortcut, bring four more, and that net is the best of all, 57 %. The
+# shortcut with its factor, which saved the report's net, costs ours 13 points. BN in the head gives two of them back,
+# where the report loses 6, and normalised images bring two, as in the report; but two points lie within the luck of
+# single runs.
 
 # %%
 assert list(steps.index[lost]) == ["4: 2 convolutions each", "7: BN after linear"]
@@ -125,7 +126,7 @@ assert records.load_series(runs["2"], "history.csv").train_acc.iloc[-1] > 0.999
 # %% [markdown]
 # ## Look at what the shortcut costs
 #
-# Accuracy on the training images and on the validation images (%), by epoch:
+# Training and validation accuracy (%), by epoch:
 
 # %%
 fits = {}
@@ -137,17 +138,17 @@ pd.DataFrame(fits).T.round(1)
 
 # %% [markdown]
 # **Table 1.** With the shortcut and its factor the net learns its training images half as fast. With BN in the head it
-# keeps pace with the net without a shortcut: so it may be the head that slows it down, but the net without a shortcut
-# was not trained with such a head. And then it, too, knows all training images by heart and is ten points worse on
-# others. Without BN in the head it is the same: when the net with shortcut and factor knows two thirds of its training
-# images, it is right about 40 % of the others; the one without was right about 45 % when it knew half. So what they
-# cost in this net of eleven convolutions is what the net makes of images that it has not seen. (Which of the two costs
-# it step 5 would tell, the shortcut without the factor; it is not measured.) A tenth of each branch beside the whole of
-# its input leaves the last sub-block with much of what the entry saw, which is one reading of it; single runs at 5e-3
-# do not prove it.
+# keeps pace with the net without a shortcut. So the head may be what slows it down; but the net without a shortcut was
+# not trained with such a head. Even with BN in the head, when it too knows all training images by heart, it is ten
+# points worse on the validation images. Without BN in the head it is the same: when the net with shortcut and factor
+# knows two thirds of its training images, it gets about 40 % of the others right; the net without them got about 45 %
+# right when it knew half. So what they cost in this net of eleven convolutions is what the net makes of unseen images.
+# (Step 5, the shortcut without the factor, would tell which of the two costs it; it is not measured.) One reading is
+# that a tenth of each branch beside the whole of its input leaves the last sub-block with much of what the entry saw;
+# single runs at 5e-3 do not prove it.
 #
-# Is the report's 17 % then a net that had not learnt yet? Ours is there before its second epoch ends. Or a deeper one?
-# In Figure 3, below, depth without a shortcut does hurt.
+# Is the report's 17 % then a net that had not learnt yet? Ours gets there before its second epoch ends. Or a deeper
+# one? In Figure 3, below, depth without a shortcut does hurt.
 
 # %%
 seen, others = (pd.DataFrame(fits).T.xs(part, level=1) for part in ("training", "validation"))
@@ -159,9 +160,9 @@ assert (seen.iloc[[0, 2], -1] > 99.9).all() and had.max() - had["7: BN after lin
 # %% [markdown]
 # ## Choose a step that the head bears
 #
-# *Live.* Adam's first steps move every weight by its rate, whatever the gradient. In the net of step 1 the first linear
-# layer has 16,384 inputs, and behind BN, ReLU and max pooling none of them is negative. If the weights of a unit all
-# move the same way, by 1e-3, how far does what the unit puts out move, and how large was it before?
+# *Live.* Adam's first steps move every weight by the learning rate, whatever the gradient. In the net of step 1 the
+# first linear layer has 16,384 inputs, and after BN, ReLU and max pooling none is negative. If the weights of a unit
+# all move the same way, by 1e-3, how far does the unit's output move, and how large was it before?
 
 # %%
 source = data.load("synthetic")
@@ -176,9 +177,8 @@ print(f"{1e-3 * features.sum(1).mean():.0f}; it was {before:.2f} large")
 assert features.shape[1] == 16_384 and features.min() >= 0 and 1e-3 * features.sum(1).mean() > 10 * before
 
 # %% [markdown]
-# A unit that is moved below 0 for every image is dead: its ReLU passes nothing on, neither signal nor gradient, so
-# nothing but a change in the layers before it brings it back. The head has 50 such units and no way round them. Count
-# the dead ones:
+# A unit that is moved below 0 for every image is dead: its ReLU passes on neither signal nor gradient, so only a change
+# in earlier layers can bring it back. The head has 50 ReLUs and no way round them. Count the dead:
 
 
 # %%
@@ -205,7 +205,7 @@ plt.show()
 
 # %% [markdown]
 # **Figure 2.** Within ten steps Adam has killed more than four units in five. SGD, whose steps shrink with the
-# gradient, leaves two thirds alive. These are the procedural images. On CIFAR-100, over 30 epochs:
+# gradient, leaves two thirds alive. These are procedural images. On CIFAR-100, over 30 epochs:
 
 # %%
 assert dying["Adam, 1e-3"][10] > 0.6 > 0.5 > dying["SGD, 5e-3"].max()
@@ -222,13 +222,13 @@ columns = {"training (%)": training.measured, "validation (%)": validation.measu
 pd.DataFrame(columns | {"reported, validation (%)": validation.reported})
 
 # %% [markdown]
-# **Table 2.** With Adam the net of step 1 is dead: it answers the same for every image, 1 %, as VGG38 does, and for
-# another reason. It is one more net whose fate is decided by its first steps. By SGD both nets learn. But then step 0
-# is already where the report has step 1, and BN brings nothing: the net learns its training images much faster and
-# better, and no more about others. So the report's first step up, eight points by BN, is not found after thirty epochs.
-# (Runs are few: column n counts them.)
+# **Table 2.** With Adam the net of step 1 is dead: it answers the same for every image, 1 %, as VGG38 does, but for
+# another reason. Its fate, too, is decided by its first steps. With SGD both nets learn. But then step 0 is already
+# where the report has step 1, and BN brings nothing: the net learns its training images much faster and better, and no
+# more about others. So the report's first step up, eight points from BN, is not found after thirty epochs. (Runs are
+# few: column n counts them.)
 #
-# Did the report train for fewer? How long, it says of step 10 only: 100 epochs. So look at our three nets early:
+# Did the report train for fewer? It says how long only for step 10: 100 epochs. So look at our first three nets early:
 
 # %%
 seen, held_out = (tables.compare(both, metric).measured for metric in ("train_acc", "val_acc"))
@@ -247,9 +247,9 @@ early.assign(reported=100 * steps.reported.to_numpy()[:3])
 
 # %% [markdown]
 # **Table 3.** Validation accuracy (%) by epoch, of a schedule of thirty; mean over the seeds there are. In the first
-# epochs BN is ahead, after four by six points; by the end the net without it has caught up. So who trains for few
-# epochs finds BN's step up, and a step by depth that is higher than the report's all the same. What remains is that the
-# report's first net, of which it tells nothing but the 23 %, may have been another.
+# epochs BN is ahead, by six points after four; by the end the net without it has caught up. So whoever trains for few
+# epochs finds BN's step up, and a step from depth that is still higher than the report's. What remains is that the
+# report's first net, of which it tells only the 23 %, may have been another.
 
 # %%
 assert early.loc["step 1", 4] - early.loc["step 0", 4] > 4 and early.loc["step 1", 30] < early.loc["step 0", 30]
@@ -258,11 +258,11 @@ assert (early.loc["step 2"] > early.loc["step 1"] + 6).all() and early.loc["step
 # %% [markdown]
 # ## See what the factor 0.1 mends in a deep narrow net
 #
-# *Live.* A net of step 4 in which every layer is normalised, and yet depth hurts: is that plausible? Take sixteen
-# blocks of two convolutions, as many as BaseNet has, but only 64 channels wide and pooled early, so that it trains in
-# seconds; without a shortcut, with one, and with the branch times 0.1. And take each with two heads: the one that can
-# die, and the one of step 7, which cannot, since BN keeps each of its units positive for some images. Everything else
-# is the same: 60 steps of 25 images by Adam at 1e-3, which kills heads.
+# *Live.* Is it plausible that depth hurts a net of step 4, in which every layer is normalised? Take sixteen blocks of
+# two convolutions, as many as BaseNet has, but only 64 channels wide and pooled early, to train in seconds: without a
+# shortcut, with one, and with the branch times 0.1. Take each with two heads: one that can die, and that of step 7,
+# which cannot, since BN keeps each of its units positive for some images. Everything else is the same: 60 steps of 25
+# images by Adam at 1e-3, which kills heads.
 
 # %%
 train_set = data.Images(*source.train)
@@ -305,20 +305,21 @@ _ = panels[0].set_ylabel("training loss (nats; dotted: guessing)")
 plt.show()
 
 # %% [markdown]
-# **Figure 3.** All six nets have BN at every convolution. *Left*, the report's head: without a shortcut this depth
-# hardly leaves guessing in sixty steps, with one the net guesses, and with the branch times 0.1 it learns. That the
-# factor is "a massive boost" is what the report says, too; that with the shortcut alone the accuracy "gradually went
-# up" is not seen here. *Right*, a head that cannot die: now the shortcut does it all, and the factor adds nothing. So
-# in this net the shortcut mends the depth, and what the factor mends is the head. A sum of sixteen outputs that are
-# never negative is probably large; a step then moves the head's units far, as in Figure 2, until no image reaches one
-# of them (the legend counts the dead, of the last batch's 25 images). A tenth of each branch makes a smaller sum, and
-# leaves some ten units of fifty alive: no more than the net without a shortcut has, but enough, where the depth does
-# not stand in the way. Whether it was so in the report cannot be told: it names no optimiser, and our runs of its steps
-# are by SGD, which leaves more of the head alive (Figure 2), though at step 6 the head may still slow the net down
-# (Table 1).
+# **Figure 3.** All six nets have BN at every convolution. *Left*, the report's head: without a shortcut the net hardly
+# leaves guessing in sixty steps, with one it guesses, and with the branch times 0.1 it learns. The report, too, calls
+# the factor "a massive boost"; that with the shortcut alone the accuracy "gradually went up" is not seen here. *Right*,
+# a head that cannot die: now the shortcut does it all, and the factor adds nothing. So in this net the shortcut mends
+# the depth, and the factor mends the head.
+#
+# A sum of sixteen outputs that are never negative is probably large; a step then moves the head's units far, as in
+# Figure 2, until no image reaches one of them (the legend counts the dead, on the last batch's 25 images). A tenth of
+# each branch makes a smaller sum, and leaves some ten of fifty units alive: no more than the net without a shortcut
+# has, but enough where depth does not stand in the way. Whether it was so in the report cannot be told: it names no
+# optimiser, and our runs of its steps use SGD, which leaves more of the head alive (Figure 2), though at step 6 the
+# head may still slow the net down (Table 1).
 #
 # So a step 4 that throws the net back is plausible where the net is deep: BN alone does not make depth harmless, as
-# VGG38 shows (chapter 04). Our net of step 4 has 11 convolutions, not 33, and by SGD nothing throws it back (Figure
+# VGG38 shows (chapter 04). Our net of step 4 has 11 convolutions, not 33, and with SGD nothing throws it back (Figure
 # 1).
 
 # %%
@@ -334,7 +335,7 @@ assert abs(immortal["shortcut"] - immortal[scaled]) < 0.4
 #
 # **When did the net become BaseNet?** Steps 2 and 3 speak of five and six sub-blocks with pooling after the second and
 # the fourth. BaseNet's table has sixteen behind the entry and pools once, at the end. No step says when that changed;
-# step 4 alone ("call it many times") hints at it. We read the steps literally, with six sub-blocks up to step 9, and
+# only step 4 ("call it many times") hints at it. We read the steps literally, with six sub-blocks up to step 9, and
 # give step 10, whose net was the one handed in, to BaseNet. The other readings are runs of their own:
 
 # %%
@@ -351,16 +352,16 @@ tables.in_words(tables.compare(other))
 # BN after the first linear layer does far more than the factor 0.1; and our step 7 is two points above step 6, not six
 # below, in single runs.)
 #
-# **Is the factor 0.1 in BaseNet?** Step 6 owes it "a massive boost"; the table of the ResBlock adds input and output as
-# they are. We keep the factor.
+# **Is the factor 0.1 in BaseNet?** Step 6 credits it with "a massive boost"; the table of the ResBlock adds input and
+# output as they are. We keep the factor.
 #
-# **Is there a ReLU behind BN?** The report says that it "does not make sense" there, and its ResBlock has two. We
+# **Is there a ReLU behind BN?** The report says that it "does not make sense" there, but its ResBlock has two. We
 # follow the table.
 #
 # ## Hold the end result against the test set
 #
-# BaseNet's 62.60 % come from a competition's server. Here they stand beside the test set of CIFAR-100, which is seen
-# once, by the weights of the best validation accuracy:
+# BaseNet's 62.60 % comes from a competition's server. Here it stands beside the test set of CIFAR-100, used once, with
+# the weights of the best validation accuracy:
 
 # %%
 tables.in_words(tables.compare({"BaseNet, test": "basenet-sgd-lr5e-3-own-statistics"}, "test_acc"))
@@ -368,19 +369,19 @@ tables.in_words(tables.compare({"BaseNet, test": "basenet-sgd-lr5e-3-own-statist
 # %% [markdown]
 # ## What was shown
 #
-# - Seven steps and BaseNet are changes in one description, three more are changes of the recipe; what the report leaves
-#   open is chosen and said.
-# - As reported, the shortcut with its factor 0.1 is the largest step up, two convolutions without it the largest down.
-#   As measured, in single runs, it is the other way round: the net with two convolutions in each sub-block and no
+# - Seven steps and BaseNet change one description, three more change the recipe; where the report leaves something
+#   open, we say what we chose.
+# - As reported, the shortcut with its factor 0.1 is the largest step up, and two convolutions without it the largest
+#   down. As measured, in single runs, it is the other way round: the net with two convolutions in each sub-block and no
 #   shortcut is the best, 57 %, and the shortcut with its factor costs it 13 points. Normalised images are two points
 #   ahead in both, which single runs do not prove.
 # - In a narrow net as deep as BaseNet and normalised throughout, the factor 0.1 decides whether the first steps lead
-#   anywhere, because it leaves a part of the head alive, where the bare shortcut kills it all. With BN in the head a
-#   shortcut is all that the depth needs.
-# - Adam at 1e-3 kills the head of the second net: 16,384 inputs move its units together. By SGD BN is ahead in the
-#   first epochs, by six points, and in the end by none; the report has eight. Five sub-blocks gain 19 points and the
+#   anywhere: it leaves part of the head alive, where the bare shortcut kills it all. With BN in the head a shortcut is
+#   all that the depth needs.
+# - Adam at 1e-3 kills the head of the second net: 16,384 inputs move its units together. With SGD, BN is ahead by six
+#   points in the first epochs and by none in the end; the report has eight. Five sub-blocks gain 19 points and the
 #   sixth three; in the report 7 and 4.
 # - The report does not say when six sub-blocks became sixteen, puts BN where its ablation did not, argues against the
 #   ReLU that its block has, and leaves the factor 0.1 out of the block's table.
 #
-# The next chapter asks for the last ingredient: features that were learned elsewhere.
+# The next chapter turns to the last ingredient: features learned elsewhere.

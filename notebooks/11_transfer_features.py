@@ -4,17 +4,16 @@
 # Three thousand images are few for a net of eleven million parameters. Report D fine-tunes a ResNet-18 that knows
 # ImageNet on a set of that size, and finds that training the whole network beats training its last layer, 56 % to 36 %
 # on the test set. How would the net have done from scratch? The report does not ask; this chapter does, on other data:
-# CIFAR-10 in the place of ImageNet, and a small part of CIFAR-100.
+# CIFAR-10 in place of ImageNet, and a small part of CIFAR-100.
 #
-# **You will see** the three ways, from scratch, last layer, whole network, on a tiny example and on CIFAR-100, where
-# three epochs of ten other classes are worth eight points; the report's numbers beside this project's; and the report's
-# log, which does not fit its text.
-# **You will learn** what features that were learned elsewhere are worth, and how a loss betrays the number of
-# classes.
-# **You need** chapter 10, and about a minute of two CPU cores. No GPU and no dataset are needed.
+# **You will see** the three ways (from scratch, last layer, whole network) on a tiny example and on CIFAR-100, where
+# three epochs of ten other classes are worth eight points; the report's numbers beside ours; and the report's log,
+# which does not fit its text.
+# **You will learn** what features learned elsewhere are worth, and how a loss betrays the number of classes.
+# **You need** chapter 10 and about a minute of two CPU cores; no GPU, no dataset.
 #
-# Cells that say *live* compute on your machine, on small procedural sets; everything else is replayed from the
-# records in `results/` or from what the report prints.
+# Cells marked *live* compute on your machine, on small procedural sets; the rest is replayed from the records in
+# `results/` or from what the report prints.
 
 # %%
 import matplotlib.pyplot as plt
@@ -30,8 +29,8 @@ from vggres.weights import begin
 # %% [markdown]
 # ## Learn elsewhere, then start from there
 #
-# *Live.* Two procedural sets have 100 classes each and none in common. ResNet-18 first learns set A, from 1,500
-# images. Then set B comes, with three images of each class. To be quick, the images are cut to 8x8 pixels.
+# *Live.* Two procedural sets have 100 classes each and none in common. ResNet-18 first learns set A, from 1,500 images.
+# Then comes set B, with three images of each class. For speed, the images are cut to 8x8 pixels.
 
 
 # %%
@@ -57,9 +56,9 @@ elsewhere, here = data.synthetic(0), data.synthetic(1).subset(300)
 learned = train(build("resnet18", seed=0), small(elsewhere.train), steps=60, lr=0.02).net.state_dict()
 
 # %% [markdown]
-# `begin` is what a registered run calls, too: it copies all weights but those of the last layer, which stays as it
-# was drawn, and freezes the others if only the last is to be trained. (Batch normalisation goes on using the
-# statistics of its batches. There is nothing in it to train then, but it adapts.)
+# `begin`, which registered runs call too, copies all weights but those of the last layer, which stays as it was drawn,
+# and freezes the others if only the last is to be trained. (Batch normalisation then has nothing to train, but goes on
+# using the statistics of its batches, and so adapts.)
 
 # %%
 WAYS = {
@@ -89,10 +88,11 @@ axes.grid(False, axis="y")
 plt.show()
 
 # %% [markdown]
-# **Figure 1.** The same net, the same 300 images, the same 24 steps; only the start differs. What it learned on A's
-# classes, of which B has none, is worth far more than all that it can learn from scratch in that time. Here the last
-# layer alone, half a per cent of the parameters, will do: B's images are made as A's are, and the features fit. Where
-# they fit less well, the rest has to follow. Report D's images may be such a case: there the whole network wins by far.
+# **Figure 1.** The same net, the same 300 images, the same 24 steps; only the start differs. What the net learned on
+# A's classes, none of which B has, is worth far more than all that it can learn from scratch in that time. Here the
+# last layer alone, half a per cent of the parameters, will do: B's images are made as A's are, and the features fit.
+# Where they fit less well, the rest has to follow. Report D's images may be such a case: there the whole network wins
+# by far.
 
 # %%
 assert min(tested["whole network"], tested["last layer only"]) > tested["from scratch"] + 0.3
@@ -100,14 +100,14 @@ assert min(tested["whole network"], tested["last layer only"]) > tested["from sc
 # %% [markdown]
 # ## Learn ten other classes first
 #
-# ImageNet is not among this project's data. So its own pre-training is on CIFAR-10, none of whose ten classes CIFAR-100
-# has: ResNet-18 with batch normalisation, trained as in chapter 09. What it is transferred to is `cifar100-30`: 30
-# images of each class of CIFAR-100, those of the smallest SHA-256, 3,000 in all; validation and test images are
-# CIFAR-100's own. The recipe is the report's as far as it goes: rate 5e-4, batches of 32, 30 epochs, normalised by the
-# set's own statistics; crop and flip are ours, in place of its random resized crop. It names no optimiser and no
-# schedule: Adam and a cosine here, this project's defaults.
+# ImageNet is not among this project's data, so we pre-train on CIFAR-10, none of whose ten classes CIFAR-100 has:
+# ResNet-18 with batch normalisation, trained as in chapter 09. We transfer it to `cifar100-30`: 30 images of each class
+# of CIFAR-100, those of the smallest SHA-256, 3,000 in all; validation and test images are CIFAR-100's own. The recipe
+# is the report's as far as it goes: rate 5e-4, batches of 32, 30 epochs, normalised by the set's own statistics; crop
+# and flip are ours, in place of its random resized crop. It names no optimiser and no schedule; we use this project's
+# defaults, Adam and a cosine.
 #
-# Ninety epochs of pre-training are registered, and are for a GPU. Three are measured. What are they worth?
+# Ninety epochs of pre-training are registered, for a GPU. Three are measured. What are they worth?
 
 # %%
 WAYS = {"last layer": dict(trained="last"), "whole network": dict(trained="all")}
@@ -131,13 +131,13 @@ measured.set_axis(list(briefly)).round(2)
 
 # %% [markdown]
 # **Figure 2 and Table 1.** In percent; training dashed, validation solid; a single run each. Three passes over ten
-# other classes leave a net that is right about 61 % of those. Begun there, the *whole network* comes to 38.2 % of the
-# test images of a hundred classes of which it is shown thirty images each. From scratch, by the same steps, it comes to
-# 30.2 %. So here a start from scratch is eight points worse; what it would be on the report's images is not known. The
-# *last layer* alone comes to 16.1 %, half of what a start from scratch gives, and it has but 20 % of its training
-# images right: at this one rate, and with features of three epochs, it can make little of them. (In the report, after
-# ImageNet, the last layer comes to 36 % and the whole network to 56 %: closer together than here, further apart than in
-# the tiny example.)
+# other classes leave a net that gets about 61 % of those right. Starting there, the *whole network* reaches 38.2 % on
+# the test images of a hundred classes, from thirty images of each. From scratch, in the same number of steps, it
+# reaches 30.2 %. So here a start from scratch is eight points worse; what it would be on the report's images is not
+# known. The *last layer* alone reaches 16.1 %, half of what a start from scratch gives, and only 20 % on its training
+# images: at this one rate, and with features of three epochs, it can make little of them. (In the report, after
+# ImageNet, the last layer reaches 36 % and the whole network 56 %: closer together than here, further apart than in the
+# tiny example.)
 
 # %%
 last, whole, scratch = measured.test_acc
@@ -147,8 +147,8 @@ assert whole > last + 15 and measured.train_acc.iloc[1] > 90
 # %% [markdown]
 # ## Set the report beside it
 #
-# With ninety epochs of CIFAR-10 the three ways are registered by Adam and, for a reason that the log gives below, by
-# SGD.
+# Starting from ninety epochs of CIFAR-10, the three ways are registered with Adam and, for a reason that the log gives
+# below, with SGD.
 
 # %%
 triple = {
@@ -161,12 +161,12 @@ told = {metric: tables.in_words(tables.compare(triple, metric)) for metric in ("
 pd.concat(told, axis=1).rename(columns={"train_acc": "training (%)", "test_acc": "test (%)"}, level=0)
 
 # %% [markdown]
-# **Table 2.** The reported numbers are of another set, another pre-training and larger images, so it is their *order*
-# that can be reproduced, not their size: whole network above last layer, in training and in test. "From scratch" has no
-# reported number. Where nothing is measured the table says so.
+# **Table 2.** The reported numbers come from another set, another pre-training and larger images, so only their *order*
+# can be reproduced, not their size: whole network above last layer, in training and in test. "From scratch" has no
+# reported number.
 #
-# The report also names where it came from, 15.5 % in training, before it changed anything. Of that code it tells ten
-# epochs and no more, so everything else is a default here:
+# The report also says where it started, 15.5 % in training, before it changed anything. Of that code it gives only the
+# ten epochs, so the rest is a default here:
 
 # %%
 start = next(name for name, run in RUNS.items() if run.start and run.epochs == 10)
@@ -175,8 +175,8 @@ tables.in_words(tables.compare({"starting code": start}, "train_acc"))
 # %% [markdown]
 # ## Read the log against the text
 #
-# The text says "a FC layer with 100 output classes". Its log prints loss and accuracy for each of the 30 epochs,
-# which can be held against that.
+# The text says "a FC layer with 100 output classes". The log, which prints loss and accuracy for each of the 30 epochs,
+# lets us check.
 
 # %%
 lines = tables.reported().query("exhibit.str.startswith('Part 2, epoch')")
@@ -186,8 +186,9 @@ log.iloc[[0, 1, 2, 3, 9, 29]].rename_axis("epoch")
 
 # %% [markdown]
 # **The unit of the loss.** 0.1687 cannot be a cross-entropy in nats at an accuracy of 0.7 %. A common slip gives it:
-# the mean loss of each batch is summed up, and divided by the number of *images*. Then a printed loss is the true one
-# divided by the batch size, up to the last batch. Accuracies tell the number of images: all are multiples of 1/3000.
+# the mean losses of the batches are summed, then divided by the number of *images*. Then a printed loss is the true one
+# divided by the batch size, but for the smaller last batch. The accuracies tell the number of images: all are multiples
+# of 1/3000.
 
 # %%
 images, batch = 3000, 32
@@ -209,20 +210,20 @@ _ = axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# **Figure 3.** A net that has not learned yet gives every class about the same probability, and its loss is the
+# **Figure 3.** A net that has not learned yet gives every class about the same probability, so its loss is the
 # logarithm of the number of classes. The log begins at $\ln 200$, not at $\ln 100$, with an accuracy between 1/200 and
-# 1/100. The circled epoch says the same: more than a tenth of the answers are right, ten times what guessing of 100
-# classes gives, and still the loss lies above the line of guessing of 100. Among 200 classes both are as they should
-# be. (A loss above $\ln 100$ could also be that of a net which is surely wrong; so smooth a fall makes that unlikely.
-# The accuracy by itself, 20 hits of 3,000, tells little: guessing gives 30 ± 5 of 100 classes and 15 ± 4 of 200.) So
-# the layer probably had 200 outputs, or the set 200 classes, whatever the text says. We keep the text's 100, which
-# CIFAR-100 has.
+# 1/100. The circled epoch says the same: more than a tenth of the answers are right, ten times what guessing among 100
+# classes gives, and still the loss lies above the line of guessing among 100. Among 200 classes both are as they should
+# be. (A loss above $\ln 100$ could also be that of a net which is confidently wrong; so smooth a fall makes that
+# unlikely. The accuracy by itself, 20 hits of 3,000, tells little: guessing gives 30 ± 5 among 100 classes and 15 ± 4
+# among 200.) So the layer probably had 200 outputs, or the set 200 classes, whatever the text says. We keep the text's
+# 100, which CIFAR-100 has.
 #
-# **How fast it falls.** By about 0.3 nats in each of the first epochs, 94 steps, evenly; in the first five by 1.6 nats.
-# Our whole network by Adam falls by 1.5, most of it at first. So this does not tell the optimiser, and the three ways
-# are registered with both Adam and SGD.
+# **How fast it falls.** By about 0.3 nats in each of the first epochs (94 steps), evenly; by 1.6 nats in the first
+# five. Our whole network with Adam falls by 1.5, most of it at first. So this does not reveal the optimiser, and we
+# registered the three ways with both Adam and SGD.
 #
-# **The test set** is of another size: its accuracies are no multiples of 1/3000.
+# **The test set** is of another size: its accuracies are not multiples of 1/3000.
 
 # %%
 assert abs(true[1] - np.log(200)) < 0.1 and true[1] - np.log(100) > 0.7
@@ -239,14 +240,14 @@ print(f"{len(fits)} of 201 sizes from 2,900 to 3,100 fit both test accuracies; 3
 # %% [markdown]
 # One known set fits all of this: the first Caltech-UCSD Birds 200 (Welinder et al., 2010), with 200 classes, 3,000
 # training images and 3,033 others, which is one of those sizes. The report does not name it, so it is a guess; birds
-# would also be a case for which the whole of an ImageNet net has to move.
+# would also be a case in which the whole of an ImageNet net has to move.
 #
 # ## Do it with ImageNet
 #
-# The report's own way needs images of 224x224 and ImageNet's weights, neither of which is here. For those who have
-# them it is one command. It takes any folder of images by class, crops and flips them with torchvision's transforms,
-# normalises by the folder's own statistics, starts from torchvision's weights (or from a local file, `--weights
-# FILE`), and writes a record like any other:
+# The report's own way needs images of 224x224 and ImageNet's weights, neither of which is here. If you have them, one
+# command does it. It takes any folder of images by class, crops and flips them with torchvision's transforms,
+# normalises by the folder's own statistics, starts from torchvision's weights (or a local file, `--weights FILE`), and
+# writes a record like any other:
 #
 # ```
 # vggres transfer --images FOLDER                   # the whole network
@@ -254,16 +255,16 @@ print(f"{len(fits)} of 201 sizes from 2,900 to 3,100 fit both test accuracies; 3
 # vggres transfer --images FOLDER --weights none    # from scratch
 # ```
 #
-# This project's own pre-training weighs 45 MB, too much to be kept among the records; its record has the SHA-256.
-# `vggres train` makes it, and what starts from it waits for it.
+# The weights of this project's own pre-training, 45 MB, are too large for the records, which hold their SHA-256.
+# `vggres train` makes them, and runs that start from them wait for them.
 #
 # ## What was shown
 #
-# - On a tiny example features that were learned on other classes beat a start from scratch by far, even if only the
-#   last layer may move.
+# - On a tiny example features learned on other classes beat a start from scratch by far, even if only the last layer
+#   may move.
 # - On 3,000 images of CIFAR-100, after three epochs of CIFAR-10: whole network 38.2 %, from scratch 30.2 %, last layer
-#   16.1 % of the test images, a single run each. Report D, after ImageNet, finds the same order, 56 to 36 %; of a start
-#   from scratch it says nothing.
+#   16.1 % of the test images, a single run each. Report D, after ImageNet, finds the same order, 56 to 36 %, and says
+#   nothing of a start from scratch.
 # - What ninety epochs of CIFAR-10 would be worth is not measured yet.
-# - Report D's losses are divided by the size of a batch once too often, and fit 200 classes, not the 100 of its text,
-#   as the sizes of its sets fit the first Caltech-UCSD Birds.
+# - Report D's losses are divided by the batch size once too often, and fit 200 classes, not the 100 of its text; the
+#   sizes of its sets, too, fit the first Caltech-UCSD Birds.
