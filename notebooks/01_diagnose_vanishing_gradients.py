@@ -1,18 +1,18 @@
 # %% [markdown]
 # # Diagnose vanishing gradients
 #
-# Two networks are built from the same parts, trained on the same images by the same recipe. The one with 8 layers
+# Two networks are built from the same parts and trained on the same images by the same recipe. The one with 8 layers
 # learns. The one with 38 layers does not: after a hundred epochs it still guesses.
 #
 # **You will see** both nets train, their gradients layer by layer, and the factor by which each layer shrinks them,
 # predicted and measured.
 # **You will learn** why VGG38's failure is decided before its first step, and why Adam does not rescue it.
-# **You need** the chain rule, a little PyTorch, and a minute of two CPU cores. No GPU and no dataset are needed:
-# without CIFAR-100 the live cells use a small procedural set of 100 classes.
+# **You need** the chain rule, a little PyTorch, and a minute on two CPU cores. No GPU or dataset is needed: without
+# CIFAR-100 the live cells use a small procedural set of 100 classes.
 #
-# The nets come from two student reports on CIFAR-100, here called A and B; `vggres` rebuilds them exactly. Where a
-# cell says *live*, it computes on your machine. Everything else is replayed from the records of real training runs
-# in `results/`.
+# The nets come from two student reports on CIFAR-100, here called A and B; `vggres` rebuilds them exactly. A cell
+# marked *live* computes on your machine. Everything else is replayed from the records of real training runs in
+# `results/`.
 
 # %%
 import matplotlib.pyplot as plt
@@ -43,7 +43,7 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# The shapes agree: whatever the depth, 100 logits come out.
+# Whatever the depth, 100 logits come out.
 
 # %%
 images = torch.zeros(2, 3, 32, 32)
@@ -53,7 +53,7 @@ assert vgg08(images).shape == vgg38(images).shape == (2, 100)
 # ## One learns, one does not
 #
 # *Live.* Both nets train with Adam at 1e-3, as in the reports, on batches of 50 (theirs: 100). We use 5,000 images of
-# CIFAR-100 if they are on this machine (`vggres data` fetches them), else the procedural set.
+# CIFAR-100 if they are on this machine (`vggres data` fetches them), otherwise the procedural set.
 
 # %%
 source = data.load("cifar100").subset(5000) if data.available() else data.load("synthetic")
@@ -85,22 +85,22 @@ assert loss08 < 4.4, "VGG08 should have begun to learn"
 assert abs(loss38 - np.log(100)) < 0.03, "VGG38 should still be guessing"
 
 # %% [markdown]
-# A net that gives each of 100 classes the same probability has a cross-entropy of $\ln 100 = 4.605$ nats. VGG08
-# has left that plateau; VGG38 sits on it. Is it only slow? These are records of a hundred epochs of the real training
-# set, 47,500 images, beside what report A's Table 1 prints:
+# A net that gives each of 100 classes the same probability has a cross-entropy of $\ln 100 = 4.605$ nats. VGG08 has
+# left that plateau; VGG38 sits on it. Is it only slow? Here are records of a hundred epochs on the real training set of
+# 47,500 images, beside what report A's Table 1 prints:
 
 # %%
 measured = tables.table_1(names=["vgg08", "vgg38"])
 tables.as_text(measured)
 
 # %% [markdown]
-# It is not slow, it stands still: after 47,500 steps VGG38 has not moved from 4.605 nats and one hit in a hundred.
+# It is not slow; it stands still. After 47,500 steps VGG38 has not moved from 4.605 nats and one hit in a hundred.
 #
 # ## Look at the gradients
 #
-# Training moves a weight along its gradient. So look at the gradient of each layer's weight *before the first step*,
-# in the measure of the reports: the mean of $|\partial E/\partial W|$ over the weights of a layer, for one batch of
-# 100 images, in training mode. *Live*, on freshly built nets.
+# Training moves a weight along its gradient, so look at each layer's weight gradient *before the first step*. We use
+# the reports' measure: the mean of $|\partial E/\partial W|$ over a layer's weights, for one batch of 100 images, in
+# training mode. *Live*, on freshly built nets.
 
 # %%
 x, y = train_set.batch(next(data.plan_epoch(len(train_set), seed=0, epoch=0).batches(100)))
@@ -118,10 +118,10 @@ panels[1].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# **Figure 1.** Gradient flow before the first step. *Left*, on the linear axis of the reports, VGG38's gradient "is 0"
-# everywhere but at the very end: that is how report A's Figure 3 reads. *Right*, the same numbers on a logarithmic
-# axis: it is not 0. It is about $10^{-18}$ in the first stage, some $10^{-15}$ in the second and $10^{-10}$ in the
-# third, and it climbs in stairs. VGG08's lies between $5 \cdot 10^{-6}$ and about $10^{-4}$.
+# **Figure 1.** Gradient flow before the first step. *Left*: on the reports' linear axis, VGG38's gradient "is 0"
+# everywhere but at the very end, which is how report A's Figure 3 reads. *Right*: on a logarithmic axis, it is not 0
+# but about $10^{-18}$ in the first stage, some $10^{-15}$ in the second and $10^{-10}$ in the third: it climbs in
+# stairs. VGG08's lies between $5 \cdot 10^{-6}$ and about $10^{-4}$.
 
 # %%
 first, *_, last = flow["VGG38"].values()
@@ -132,31 +132,30 @@ assert min(flow["VGG08"].values()) > 1e-6
 # ## The factor of one layer
 #
 # Where do fourteen orders of magnitude go? By the chain rule the gradient at the output $z^{(l)}$ of layer $l$ is a
-# product of Jacobians, one for each layer behind it:
+# product of Jacobians, one for each later layer:
 #
 # $$\frac{\partial E}{\partial z^{(l)}} = \frac{\partial E}{\partial z^{(L)}}\,
 # \frac{\partial z^{(L)}}{\partial z^{(L-1)}} \cdots \frac{\partial z^{(l+1)}}{\partial z^{(l)}} .$$
 #
-# Each Jacobian multiplies by the weights and by the slope of the activation. PyTorch draws the weights of a convolution
+# Each Jacobian multiplies by the weights and by the slope of the activation. PyTorch draws a convolution's weights
 # uniformly with variance $1/(3 n)$, where $n$ is the fan-in, here $9 \cdot 32 = 288$. (On the way back the sum is over
-# the fan-out, which is the same 288.) Half of the units pass a LeakyReLU, half are cut to a hundredth. So the mean
-# square of the gradient is multiplied, a layer, by
+# the fan-out, also 288.) LeakyReLU passes half of the units and cuts the other half to a hundredth. So each layer
+# multiplies the mean square of the gradient by
 #
 # $$ n \cdot \frac{1}{3 n} \cdot \frac12 = \frac16 , \qquad\text{its root by}\qquad \frac{1}{\sqrt 6} \approx 0.41 .$$
 #
-# The same holds forwards for what tells one image from another (He et al., 2015, derive both, and the cure: a larger
-# variance). First, the variance; `n * 3` times it should be 1:
+# The same holds forwards for what distinguishes one image from another (He et al., 2015, derive both, and the cure: a
+# larger variance). We first check the variance; `n * 3` times it should be 1:
 
 # %%
 variances = [3 * layer.weight[0].numel() * layer.weight.var().item() for name, layer in layers(vgg38) if "conv" in name]
 assert np.allclose(np.mean(variances), 1, atol=0.02)
 
 # %% [markdown]
-# Then the gains themselves. `propagation` keeps the output of every layer, runs the loss backwards and reports the
-# ratio between neighbours. It works in double precision; soon we will see why it must. (Its `gradient` is
-# $\partial E / \partial z$ times the number of images: $E$ is a mean over them, so this is the gradient of one image's
-# own loss. Its `signal` is the standard deviation of a
-# unit over the images, as a root mean square over units.) *Live.*
+# Then the gains. `propagation` keeps every layer's output, runs the loss backwards and reports the ratio between
+# neighbouring layers. It works in double precision; we will soon see why it must. (Its `gradient` is that of one
+# image's own loss: $\partial E / \partial z$ times the number of images, since $E$ is a mean over them. Its `signal` is
+# a unit's standard deviation over the images, as a root mean square over units.) *Live.*
 
 # %%
 signal = pd.DataFrame(propagation(vgg38, x[:50], y[:50])).set_index("layer")
@@ -166,8 +165,8 @@ assert abs(gain / (1 / np.sqrt(6)) - 1) < 0.05
 print(f"theory {1 / np.sqrt(6):.2f}, measured {gain:.2f} (median of the {len(plain)} layers of the processing blocks)")
 
 # %% [markdown]
-# The prediction holds to a few per cent. Three more things shrink the gradient: each of the three poolings spreads it
-# over four pixels, a factor of 1/4 each. With 36 layers between the first convolution and the last,
+# The prediction holds to a few per cent. The three poolings shrink the gradient further: each spreads it over four
+# pixels, a factor of 1/4. With 36 layers between the first convolution and the last,
 #
 # $$ \left(\tfrac{1}{\sqrt 6}\right)^{36} \left(\tfrac14\right)^{3} \approx 1.5 \cdot 10^{-16} .$$
 
@@ -192,20 +191,20 @@ plt.show()
 # %% [markdown]
 # **Figure 2.** The gradient on its way back, right to left. The line is not a fit: it starts at the last convolution
 # and multiplies by 0.41 and 1/4 as the theory says. Over sixteen orders of magnitude the measured points stay within a
-# factor of five of it. What is left is mostly the luck of the draw: with 32 channels the factor of a layer scatters
-# between 0.34 and 0.47, and 36 of them multiply. (The gradients of *weights*, in Figure 1, lie only fourteen orders
-# apart: the first layer has the larger input, and sums over 64 times as many pixels as the last.)
+# factor of five of it. The rest is mostly the luck of the draw: with 32 channels a layer's factor scatters between 0.34
+# and 0.47, and 36 of them multiply. (The *weight* gradients of Figure 1 span only fourteen orders: the first layer has
+# a larger input than the last, and sums over 64 times as many pixels.)
 #
 # ## Why the stairs?
 #
-# Figure 2 falls steadily, Figure 1 in stairs. The gradient of a *weight* is the product of two things, what comes
-# back to its output and what came forward to its input, summed over images and pixels:
+# Figure 2 falls steadily, Figure 1 in stairs. The gradient of a *weight* is the product of what comes back to the
+# layer's output and what came forward to its input, summed over images and pixels:
 #
 # $$\frac{\partial E}{\partial W^{(l)}} = \sum \frac{\partial E}{\partial z^{(l)}} \; a^{(l-1)\top} .$$
 #
-# Going deeper by one layer, the first grows by $\sqrt 6$ and the second shrinks by it: within a stage the product
-# stays level. At the end of a stage stands a reduction block, whose convolutions have a *bias*. It puts back a constant
-# of about $0.03$ in the place of the vanished activations, and the product jumps.
+# One layer deeper, the first factor grows by $\sqrt 6$ and the second shrinks by as much, so the product stays level
+# within a stage. Each stage ends in a reduction block, whose convolutions have a *bias*. It puts a constant of about
+# $0.03$ in place of the vanished activations, and the product jumps.
 
 # %% tags=["nbval-ignore-output"]
 fig, axes = plt.subplots(figsize=(8, 3.6))
@@ -217,11 +216,11 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# **Figure 3.** Forwards. *Grey*: the outputs shrink by 0.41 a layer and are lifted by the biases at each stage's end.
-# *Blue*: the lift is the same for every image, so what tells two images apart keeps falling. At the last convolution
-# the outputs are a constant that depends on the image only in the fifteenth digit. Float32 keeps seven: to the head
-# of VGG38 all images are *the same image*, bit for bit. That is why `propagation` needs double precision, and it is
-# the deeper half of the diagnosis: nothing of an image gets as far as the head, and next to no gradient comes back.
+# **Figure 3.** The forward pass. *Grey*: the outputs shrink by 0.41 a layer, and the biases lift them at each stage's
+# end. *Blue*: the lift is the same for every image, so the difference between two images keeps falling. At the last
+# convolution the outputs are a constant that depends on the image only in the fifteenth digit. Float32 keeps seven: to
+# the head of VGG38 all images are *the same image*, bit for bit. That is why `propagation` needs double precision, and
+# it is the deeper half of the diagnosis: nothing of an image reaches the head, and next to no gradient comes back.
 
 # %%
 assert convs.signal.iloc[-1] / convs.rms.iloc[-1] < 1e-12
@@ -231,13 +230,13 @@ assert float32.max() == 0, "the logits of 100 images agree to the last bit"
 # %% [markdown]
 # ## Why Adam does not rescue it
 #
-# Adam divides the gradient by its own running size, so that a small gradient should do as well as a large one:
+# Adam divides the gradient by its own running size, so a small gradient should do as well as a large one:
 #
 # $$ \Delta W = -\eta \, \frac{\hat m}{\sqrt{\hat v} + \epsilon}, \qquad \epsilon = 10^{-8} . $$
 #
 # But a gradient of $10^{-18}$ drowns in $\epsilon$: the step is $10^{-3} \cdot 10^{-18} / 10^{-8} = 10^{-13}$, and the
 # weights are about $0.03$, where float32 cannot represent a change smaller than $10^{-9}$. So compare the weights of
-# the VGG38 that was trained above with those of the same net before its first step.
+# the VGG38 trained above with its initial weights.
 
 # %% tags=["nbval-ignore-output"]
 pairs = zip(layers(vgg38), layers(trained), strict=True)
@@ -249,26 +248,28 @@ pd.DataFrame({"weights that changed at all (%)": (100 * stages).round(2)})
 assert stages["entry"] == 0 and stages["stage1"] < 0.05 and stages["stage2"] < 0.6 and stages["head"] > 0.99
 
 # %% [markdown]
-# After 40 steps nearly all weights of the first stage are, bit for bit, what they were at the start; of the second,
-# fewer than half have changed, in their last digits. The third stage and the head do move, but their input is the same
-# for every image: all they can learn is one answer for all, and that is worth $\ln 100$ nats. This is what "does not
-# train" means here: not a bad minimum and not slowness. The early layers cannot move, because their steps are rounded
-# away; the late ones cannot learn, because they see one image. And if the early ones could move? They do see different
-# images, and what comes back to them is the error of each, which depends on its label: their gradient is small, but it
-# has a direction. Multiply all gradients by $2^{56}$, and there is no $\epsilon$ to drown in. Then, by steps of 1e-4,
-# the same net, from the same weights, begins to learn within an epoch of CIFAR-100, and from then on its gradient is
-# healthy in all layers; but after a hundred it is right about 19 % of the validation images, far fewer than a net that
-# is repaired first (chapter 12).
+# After 40 steps nearly all weights of the first stage are, bit for bit, unchanged. In the second stage fewer than half
+# have changed, in their last digits. The third stage and the head do move, but their input is the same for every image:
+# they can only learn one answer for all, which is worth $\ln 100$ nats. This is what "does not train" means here:
+# neither a bad minimum nor slowness. The early layers cannot move, because their steps are rounded away; the late ones
+# cannot learn, because they see one image.
+#
+# What if the early layers could move? They do see different images, and what comes back is each image's error, which
+# depends on its label: their gradient is small, but it has a direction. Multiply all gradients by $2^{56}$, and they no
+# longer drown in $\epsilon$. Then, at a rate of 1e-4, the same net, from the same weights, begins to learn within an
+# epoch of CIFAR-100, and from then on its gradient is healthy in all layers. But after a hundred epochs it gets about
+# 19 % of the validation images right. Muon, an optimiser whose step does not depend on the gradient's size, brings it
+# to 46 %: still fewer than a net that is repaired first (chapter 12).
 #
 # ## What was shown
 #
 # - VGG08 learns and VGG38 does not, by the same recipe; the difference is there before the first step.
 # - Each plain layer multiplies signal and gradient by $1/\sqrt 6 \approx 0.41$, because of PyTorch's default
-#   initialisation; 36 such steps and three poolings leave $10^{-16}$ of the gradient.
+#   initialisation; 36 such layers and three poolings leave $10^{-16}$ of the gradient.
 # - A weight's gradient is the product of what comes back to the layer's output and the size of its input. It reads as 0
-#   on the reports' linear axis, and is $10^{-18}$.
-# - Such a gradient drowns in Adam's $\epsilon$ and in the rounding of float32; and what the head receives is the same
-#   for every image.
+#   on the reports' linear axis, but is $10^{-18}$.
+# - Such a gradient drowns in Adam's $\epsilon$ and in the rounding of float32, and the head receives the same input for
+#   every image.
 #
 # The factor suggests the repair: keep it at 1. The next chapter builds two parts that do so, batch normalisation and
 # the residual connection.

@@ -1,7 +1,7 @@
 """vggres: why very deep plain convolutional networks do not train, and what fixes them.
 
-A `Run` (what a report did) is trained into a record (what was measured), and every table, figure and
-chapter is read from the records.
+Training turns a `Run` (what a report did) into a record (what was measured), and every table, figure and
+chapter is made from the records.
 """
 
 from vggres.models import build

@@ -1,4 +1,4 @@
-"""`python -m vggres`, for where it is not installed."""
+"""`python -m vggres`, for use where the package is not installed."""
 
 from vggres.cli import app
 

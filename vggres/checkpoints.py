@@ -1,4 +1,4 @@
-"""`State`, what a training has reached, and its checkpoints: written after each epoch, hashed, resumed exactly."""
+"""`State`, how far a run has come, and its checkpoints: written after each epoch, hashed, resumed exactly."""
 
 import hashlib
 import io
@@ -21,25 +21,25 @@ from vggres.runs import Run
 
 @dataclass
 class State:
-    """What a run has reached: all that a checkpoint holds beside the weights."""
+    """How far a run has come; a checkpoint holds this, the net and the optimiser."""
 
     history: list[dict] = field(default_factory=list)
     gradients: list[dict] = field(default_factory=list)
-    best: dict | None = None  # weights after the epoch of the best validation accuracy
+    best: dict | None = None  # weights after the epoch with the best validation accuracy
     diverged: bool = False
     wall_s: float = 0.0
     resumes: int = 0
     digests: dict[str, str] = field(default_factory=dict)  # of images and start weights; none in an older checkpoint
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    git: list[dict] = field(default_factory=list)  # one entry a commit that trained a part of it
-    devices: list[dict] = field(default_factory=list)  # and one a device
+    git: list[dict] = field(default_factory=list)  # one entry per commit that trained part of it
+    devices: list[dict] = field(default_factory=list)  # and one per device
 
     @property
     def epoch(self) -> int:
         return len(self.history)
 
     def add(self, row: tuple, net: nn.Module) -> None:
-        """Note an epoch: its line of the history, the gradients of its last batch, the weights if it is the best."""
+        """Note an epoch: its history line, the gradients of its last batch, and the weights if it is the best."""
         self.history.append(dict(zip(records.HISTORY, row, strict=True)))
         self.gradients.append({"epoch": self.epoch, **gradient_flow(net)})
         self.wall_s += self.history[-1]["seconds"]
@@ -54,7 +54,7 @@ def checkpoints(folder: Path) -> tuple[Path, Path]:
 
 
 def save(folder: Path, run: Run, seed: int, engine: Engine, state: State) -> None:
-    """Write the newest checkpoint, keeping the one before. The file is a SHA-256 and what `torch.save` gives."""
+    """Write the newest checkpoint, keeping the one before. The file is a SHA-256, then what `torch.save` gives."""
     buffer = io.BytesIO()
     torch.save(
         {
@@ -74,7 +74,7 @@ def save(folder: Path, run: Run, seed: int, engine: Engine, state: State) -> Non
 
 
 def newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict | None, list[Path]]:
-    """The newest whole checkpoint in a folder (None if there is none), and those newer ones that are damaged."""
+    """The newest intact checkpoint in a folder (None if there is none), and any newer ones that are damaged."""
     damaged = []
     for path in checkpoints(folder):
         try:
@@ -89,10 +89,10 @@ def newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict | Non
 
 
 def resume(folder: Path, run: Run, seed: int, engine: Engine, digests: dict[str, str], say) -> State | None:
-    """Put the engine where the newest whole checkpoint left it; None if there is none to resume.
+    """Put the engine where the newest intact checkpoint left it; None if there is none to resume.
 
     Raises:
-        UserError: the checkpoint is of other settings, images or weights to start from, or all checkpoints are damaged.
+        UserError: the checkpoint is of other settings, images or starting weights, or all checkpoints are damaged.
     """
     saved, damaged = newest(folder, engine.device)
     if saved is None:
@@ -109,7 +109,7 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, digests: dict[str,
     engine.optimizer.load_state_dict(saved["optimizer"])
     for group in engine.optimizer.param_groups:
         if "capturable" in group:
-            group["capturable"] = engine.device.type == "cuda"  # whatever wrote the checkpoint
+            group["capturable"] = engine.device.type == "cuda"  # whichever device wrote the checkpoint
     state = State(**saved["state"])
     if state.digests not in ({}, digests):
         raise UserError(
@@ -117,7 +117,7 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, digests: dict[str,
             "delete it to begin anew, or choose another --results"
         )
     state.resumes += 1
-    if damaged:  # or the next `save` would put the damaged one in the place of the whole one
+    if damaged:  # or the next `save` would replace the intact one with the damaged one
         os.replace(saved["path"], damaged[0])
     passed_over = f" ({damaged[0]} is damaged; the one before it is used)" if damaged else ""
     say(f"resumes after epoch {state.epoch} of {run.epochs}{passed_over}")
@@ -125,6 +125,6 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, digests: dict[str,
 
 
 def epochs_done(results: Path | str, run: Run, seed: int) -> int:
-    """How many epochs of a run are in its newest checkpoint; 0 where there is none."""
+    """How many epochs of a run are in its newest checkpoint; 0 if there is none."""
     saved, _ = newest(records.folder_of(results, run.name, seed))
     return len(saved["state"]["history"]) if saved else 0

@@ -1,7 +1,7 @@
 """CIFAR-100 and CIFAR-10 from disk as uint8 arrays, the content-keyed split, and batches.
 
 Nothing depends on the order of the images on disk: splits are checked by an order-independent digest, and the
-images are brought into the order of their hashes.
+images are sorted by their hashes.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class Spec:
-    """How a dataset lies on disk (its official binary and python layouts) and what proves it genuine."""
+    """How a dataset is stored (its official binary and python layouts) and what proves it genuine."""
 
     folder: str  # official binary version
     files: dict[str, tuple[str, ...]]  # split -> files
@@ -32,9 +32,9 @@ class Spec:
     label_bytes: int  # the fine label is the last of them
     digests: dict[str, str]
     python_folder: str  # official python version
-    torchvision: str  # what reads that
+    torchvision: str  # the torchvision class that reads it
     classes: int
-    images_a_class: int | None = None  # only so many train: those of the smallest SHA-256
+    images_a_class: int | None = None  # train on only so many: those with the smallest SHA-256
 
 
 SPECS = {
@@ -65,16 +65,16 @@ SPECS = {
         classes=10,
     ),
 }
-# As many images as report D's transfer learning has: its training accuracies are multiples of 1/3000.
+# As many images as in report D's transfer learning, whose training accuracies are multiples of 1/3000.
 SPECS["cifar100-30"] = replace(SPECS["cifar100"], images_a_class=30)
 
-# The channel statistics that the course framework of reports A and B divides by, on CIFAR-100 too. They are
+# The channel statistics that the course framework of reports A and B normalises by, on CIFAR-100 too. They are
 # CIFAR-10's; the first layer and its batch normalisation absorb the difference.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 def scaling(normalise: str, images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation a channel, in fractions of 255, by which a run normalises.
+    """Mean and standard deviation per channel, as fractions of 255, by which a run normalises.
 
     Args:
         normalise: "course" (`MEAN`, `STD`), "none" (0 and 1), or "own": those of `images`, the training images.
@@ -91,7 +91,7 @@ def scaling(normalise: str, images: np.ndarray) -> tuple[tuple[float, ...], tupl
 class Data:
     """Images as uint8 (N, 32, 32, 3), height by width by channel, and labels as int64 (N,), by split.
 
-    Of photographs height and width are another size. `digests` are those of the whole dataset by split, also of a part.
+    Photographs have another height and width. `digests` are those of the whole dataset, by split, even for a part.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Data:
 
 
 def default_root() -> Path:
-    """Where datasets lie: `$VGGRES_DATA`, or `~/.cache/vggres`."""
+    """Where datasets are kept: `$VGGRES_DATA`, or `~/.cache/vggres`."""
     return Path(os.environ.get("VGGRES_DATA") or Path.home() / ".cache" / "vggres")
 
 
@@ -119,8 +119,8 @@ def load(name: str = "cifar100", root: Path | str | None = None) -> Data:
     """Read and verify a dataset, and split its training images 19 : 1.
 
     Args:
-        name: "cifar100", "cifar10", "cifar100-30" (of the first, with 30 training images a class), or "synthetic"
-            (which needs no file).
+        name: "cifar100", "cifar10", "cifar100-30" (the first, with 30 training images per class), or "synthetic"
+            (which needs no files).
         root: the folder that holds the official binary or python layout, or that layout's own folder.
 
     Raises:
@@ -156,7 +156,7 @@ def _spec(name: str) -> Spec:
 
 
 def training_images(name: str) -> int:
-    """How many images of a dataset train, the validation set apart; known without reading it."""
+    """Number of training images of a dataset, without the validation set; known without reading it."""
     spec = SPECS[name]
     return spec.images_a_class * spec.classes if spec.images_a_class else spec.counts["train"] * 19 // 20
 
@@ -173,8 +173,8 @@ def available(name: str = "cifar100", root: Path | str | None = None) -> bool:
 
 
 def one_in(share: int, contents: Iterable[bytes], labels: np.ndarray) -> np.ndarray:
-    """Of each class, one in `share`: those with the smallest SHA-256 of their content, so that the choice is the same
-    for every copy of a dataset. Bool (N,)."""
+    """Bool (N,): true for one in `share` of each class, those whose content has the smallest SHA-256, so that the
+    choice is the same for every copy of a dataset."""
     keys, held = np.array([hashlib.sha256(c).digest() for c in contents], "S32"), np.zeros(len(labels), bool)
     for c in np.unique(labels):
         members = np.flatnonzero(labels == c)
@@ -222,7 +222,7 @@ def _find(name: str, root: Path | str | None) -> Path:
 
 
 def _read(folder: Path, spec: Spec, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Fine labels (N,) and pixels (N, 3072), channel first, uint8, of the binary layout."""
+    """Fine labels (N,) and pixels (N, 3072), channel first, uint8, from the binary layout."""
     files, count = spec.files[split], spec.counts[split]
     expected = count // len(files) * (spec.label_bytes + PIXELS)
     for f in files:
@@ -236,7 +236,7 @@ def _read(folder: Path, spec: Spec, split: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def _read_python(folder: Path, spec: Spec, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The same of the python layout, by torchvision. A pickle can run code; it checks their MD5 sums before it opens
+    """The same from the python layout, by torchvision. Since a pickle can run code, it checks MD5 sums before it opens
     one."""
     from torchvision import datasets
 
@@ -261,7 +261,7 @@ def _content_order(labels: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _balanced(part: tuple[np.ndarray, np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `n` images, taken class by class in turn."""
+    """The first `n` images, taking one of each class in turn."""
     images, labels = part
     rank = pd.Series(labels).groupby(labels).cumcount()
     keep = np.sort(np.lexsort((labels, rank))[:n])
@@ -288,7 +288,7 @@ def synthetic(seed: int = 0) -> Data:
 
 
 class Plan(NamedTuple):
-    """Every random choice of an epoch, drawn up front: which images, in which order, shifted and flipped how.
+    """Every random choice of an epoch, drawn up front: the order of the images, and how each is shifted and flipped.
 
     index: int64 (n,), a permutation; shift: int64 (n, 2), down and right, in 0..8 (4 is no shift);
     flip: bool (n,).
@@ -318,7 +318,7 @@ def plan_epoch(n: int, seed: int, epoch: int, augment: bool = True) -> Plan:
 
 
 class Images:
-    """Images uint8 (N, size, size, 3) and labels (N,) on a device, from which batches are cut without leaving it.
+    """Images uint8 (N, size, size, 3) and labels (N,) on a device, where batches are cut from them.
 
     On a CPU they are the arrays given, not a copy. `mean` and `std` normalise them, see `scaling`.
     """
@@ -332,12 +332,12 @@ class Images:
         return len(self.labels)
 
     def exchange(self, images: np.ndarray) -> None:
-        """Put others of the same shape and labels in their place; on CUDA also where a captured step reads them."""
+        """Replace the images by others of the same shape and labels; on CUDA in place, for a captured step."""
         self.images = self.images.copy_(torch.from_numpy(images)) if self.images.is_cuda else torch.from_numpy(images)
 
     def batch(self, plan: Plan) -> tuple[Tensor, Tensor]:
-        """Cropped from an edge of 4 zeros, flipped and normalised: float32 (B, 3, size, size) in channels_last
-        memory, where size is the images', 32 for CIFAR; and labels (B,)."""
+        """Images padded by 4 zeros, cropped, flipped and normalised: float32 (B, 3, size, size) in channels_last
+        memory, where size is that of the images, 32 for CIFAR; and labels (B,)."""
         padded, size = F.pad(self.images[plan.index], (0, 0, 4, 4, 4, 4)), self.images.shape[1]
         image, line = (torch.arange(n, device=padded.device) for n in (len(padded), size))
         rows = plan.shift[:, :1] + line

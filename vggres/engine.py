@@ -1,8 +1,8 @@
 """One training step, and evaluation, as fast as the device allows.
 
-CPU: channels-last memory and, where the processor has it, bf16 arithmetic, elsewhere float32 with convolutions of our
-own (`winograd`); freed memory is kept for the next step. CUDA: the data on the device, and the whole step, from the
-crop to the optimiser, captured as one CUDA graph. In bf16 layers of our own pass over memory less often (`fused`).
+CPU: channels-last memory; bf16 arithmetic where the processor has it, otherwise float32 with our own convolutions
+(`winograd`); freed memory is kept for the next step. CUDA: the data stay on the device, and the whole step, from the
+crop to the optimiser, is captured as one CUDA graph. In bf16, our own layers pass over memory less often (`fused`).
 Weights, optimiser state and batch-norm statistics stay in float32; nothing is read back from the device between two
 calls of `metrics`.
 """
@@ -58,20 +58,20 @@ def pick_precision(device: torch.device) -> str:
 class Engine:
     """A network with its optimiser on a device.
 
-    On CUDA it works on a stream of its own, so that several engines share the device; the host has caught up with
-    it after `metrics` and `evaluate`.
+    On CUDA it works on its own stream, so that several engines can share the device; `metrics` and `evaluate` wait
+    for it.
 
     Args:
-        net: moved to the device in place; its LeakyReLUs then overwrite their input. On a CPU in float32 its
-            convolutions of 32 channels become those of `winograd`, in bf16 its blocks (and on a CPU its entry) those of
-            `fused`.
+        net: moved to the device in place; its LeakyReLUs then overwrite their input. On a CPU in float32, its
+            convolutions of 32 channels become those of `winograd`; in bf16, its blocks (and on a CPU its entry) become
+            those of `fused`.
         lr, weight_decay: the step size and a coupled L2 decay.
         device, precision: see `pick_device` and `pick_precision`.
         optimizer: "adam" (Kingma and Ba, 2015) as in `torch.optim`, "sgd", with momentum 0.9, or one of
             `muon`: "muon", "adam-scaled", "adam-two-rates".
 
-    It sets for the whole process: on CUDA cuDNN's choice of algorithms by trial, and no TF32; on a CPU that the C
-    library keeps freed memory.
+    It changes settings of the whole process: on CUDA, cuDNN chooses algorithms by trial and TF32 is off; on a CPU,
+    the C library keeps freed memory.
     """
 
     def __init__(
@@ -95,9 +95,9 @@ class Engine:
             ("cuda", "bf16"): partial(fused.use, kind=fused.OnCUDA),
         }.get((device.type, self.precision))
         if on_gpu and torch.are_deterministic_algorithms_enabled():
-            ours = None  # its sums are added up in any order
+            ours = None  # its sums are added up in no fixed order
         self.convolution = (ours and ours(self.net)) or "torch"
-        # Fused, all read the rate from a tensor on the device; SGD does so only fused, and needs no `capturable`.
+        # With `fused`, all read the rate from a tensor on the device; SGD does so only then, and needs no `capturable`.
         make, options = {
             "adam": (torch.optim.Adam, {"capturable": on_gpu}),
             "sgd": (torch.optim.SGD, {"momentum": 0.9}),
@@ -124,7 +124,7 @@ class Engine:
 
     @contextlib.contextmanager
     def turn(self):
-        """Work given to the device here is done on the engine's own stream, after all that the caller has given it."""
+        """Inside, device work runs on the engine's own stream, after everything the caller has queued before."""
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):  # without a stream this does nothing
@@ -157,16 +157,16 @@ class Engine:
         self._seen += size
 
     def draw_from(self, *key: int) -> None:
-        """Seed torch's generators for the step to come, if the net draws in it (dropout).
+        """Seed torch's generators for the next step, if the net draws random numbers in it (dropout).
 
-        A captured step, too, reads its seed when it is replayed. The generators are the process's: two nets with
-        dropout that are trained side by side on one GPU may get each other's draws, alone they do not.
+        A captured step, too, reads its seed when it is replayed. The generators belong to the process: two nets with
+        dropout that are trained side by side on one GPU may get each other's draws; alone they do not.
         """
         if self._draws:
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
     def ready(self) -> bool:
-        """Whether `metrics` would answer at once: the device has done all steps given to it."""
+        """Whether `metrics` would return at once: the device has finished all steps given to it."""
         return self._stream is None or self._stream.query()
 
     def metrics(self) -> tuple[float, float]:
@@ -182,7 +182,7 @@ class Engine:
     def evaluate(self, images: Images) -> tuple[float, float]:
         """Mean loss (nats) and accuracy (fraction) over all images, in evaluation mode.
 
-        What was trained since the last call of `metrics` would be counted with them: call that first.
+        Call `metrics` first: training steps since its last call would be counted too.
         """
         with self.turn():
             self.net.eval()
@@ -201,7 +201,7 @@ class _Captured:
     def __call__(self, engine: Engine, images: Images, plan: Plan) -> None:
         self.calls += 1
         for choice in plan:
-            choice.record_stream(engine._stream)  # its memory is not given to others before this stream has read it
+            choice.record_stream(engine._stream)  # its memory is not reused before this stream has read it
         if self.calls <= WARM_UP:
             engine._train(images, plan)
             engine._last = self
@@ -221,9 +221,9 @@ class _Captured:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc hand freed memory out again instead of returning it to the system: else each activation of 13 MB
-    costs 3,200 page faults in every step. Blocks above 32 MB are returned all the same, and under another C library
-    it does nothing."""
+    """Let glibc reuse freed memory instead of returning it to the system: otherwise each activation of 13 MB costs
+    3,200 page faults in every step. Blocks above 32 MB are still returned, and with another C library this does
+    nothing."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):
             mallopt = ctypes.CDLL(None).mallopt

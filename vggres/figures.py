@@ -30,7 +30,7 @@ matplotlib.rcParams |= {
 }
 # seaborn's "colorblind"
 PALETTE = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"]
-# One colour and marker a network in every figure; a run of its own look stands by its name.
+# One colour and marker per network in every figure; a run with a look of its own is listed by name.
 STYLE = {
     "vgg08": (PALETTE[4], "o"),
     "vgg38": (PALETTE[3], "v"),
@@ -75,8 +75,8 @@ EXHIBITS = {
 
 
 def draw(exhibit: str, results: Path | str | None = None) -> Figure | None:
-    """An exhibit from the runs that are recorded; None if none of them is, or only one of several that are compared.
-    What is missing stands below the figure.
+    """An exhibit drawn from its recorded runs; None if there are none, or only one of several to be compared.
+    Missing runs are listed below the figure.
 
     Raises:
         UserError: no such exhibit.
@@ -99,7 +99,7 @@ def unmeasured(exhibit: str, results: Path | str | None = None) -> list[str]:
 
 
 def show(exhibit: str):
-    """For a notebook: the exhibit as a picture, or a line that says what is not measured."""
+    """For a notebook: the exhibit as a picture, or a line saying what is not measured."""
     from IPython.display import Markdown
 
     fig = draw(exhibit)
@@ -114,7 +114,7 @@ def picture(fig: Figure):
 
 
 def colours(names: list[str]) -> list:
-    """A network of the story has its own colour; runs that differ by a number go from light to dark."""
+    """A network of the story has its own colour; runs that differ by a number go from dark to light."""
     own = {colour for colour, _ in map(look, names) if colour}
     if len(own) == len(names):
         return [look(name)[0] for name in names]
@@ -122,13 +122,13 @@ def colours(names: list[str]) -> list:
 
 
 def look(name: str) -> tuple:
-    """Colour and marker of a run: its own, or its network's; (None, None) if neither is of the story."""
+    """Colour and marker of a run: its own, or its network's; (None, None) if neither is in the story."""
     run = find(name)
     return STYLE.get(replace(run, epochs=100).name) or STYLE.get(run.model, (None, None))
 
 
 def title(name: str) -> str:
-    """The network, with what differs from Table 1's recipe: "VGG38 BN + RC (lr 0.01)"."""
+    """The network, and what differs from Table 1's recipe: "VGG38 BN + RC (lr 0.01)"."""
     run, usual = find(name), find("vgg38")
     notes = [f"lr {run.lr:g}"] * (run.lr != usual.lr)
     notes += [f"weight decay {run.weight_decay:g}"] * (run.weight_decay != usual.weight_decay)
@@ -141,9 +141,9 @@ def title(name: str) -> str:
 def curves(
     names: list[str], results: Path | str | None = None, report: str = "A", missing: Sequence[str] = ()
 ) -> Figure:
-    """Loss and accuracy by epoch: training faint and dashed, validation solid, one colour a run, a line a seed.
+    """Loss and accuracy by epoch: training faint and dashed, validation solid, one colour per run, one line per seed.
 
-    A star at the last epoch is what the report prints, of each seed that it trained: filled for the validation set,
+    A star at the last epoch marks what the report prints, for each seed that it trained: filled for the validation set,
     white for the training set.
     """
     fig = Figure(figsize=(10, 3.6))
@@ -176,7 +176,7 @@ def curves(
 
 
 def by_epoch(axes, history, metric: str, colour) -> None:
-    """The "loss" (nats) or "acc" (%) of a run: training faint and dashed, validation solid, a line a seed."""
+    """The "loss" (nats) or "acc" (%) of a run: training faint and dashed, validation solid, one line per seed."""
     scale = {"loss": 1, "acc": 100}[metric]
     for _, seed in history.groupby("seed"):
         axes.plot(seed.epoch, scale * seed[f"train_{metric}"], "--", color=colour, alpha=0.5, lw=1.2)
@@ -184,7 +184,7 @@ def by_epoch(axes, history, metric: str, colour) -> None:
 
 
 def flow(name: str, results: Path | str | None = None) -> Figure:
-    """Gradient flow by layer, a line an epoch, of the first seed: the reports' linear axis beside a logarithmic one."""
+    """Gradient flow by layer for the first seed, one line per epoch: the reports' linear axis and a logarithmic one."""
     table = records.load_series(name, "gradients.csv", results)
     seed = table.seed.min()
     table = table[table.seed == seed]
@@ -219,10 +219,10 @@ def settings(
     results: Path | str | None = None,
     band: tuple[float, float] | None = None,
 ) -> Figure:
-    """Validation accuracy, a line a run: what report B prints (stars), and each seed measured here (dots).
+    """Validation accuracy, one line per run: what report B prints (stars), and each seed measured here (dots).
 
     Args:
-        band: lowest and highest accuracy, fractions, that luck alone explains, to be shaded.
+        band: lowest and highest accuracy (fractions) that luck alone explains, to be shaded.
     """
     runs, told = records.load_runs(results), reported(results)
     told = told[(told.report == "B") & (told.metric == "val_acc")]
@@ -258,8 +258,8 @@ def depth_axis(axes, layers: list[str]) -> None:
 def headline(results: Path | str | None = None) -> Figure | None:
     """The story in one figure: the gradient before the first step, and what learns. None without records.
 
-    It shows Table 1's nets, BN + RC at its best learning rate and by Muon, plain nets mended otherwise, and VGG38 as it
-    is by other optimisers, as far as they are recorded.
+    It shows, as far as they are recorded, Table 1's nets, BN + RC at its best learning rate and with Muon, plain nets
+    mended in other ways, and VGG38 as it is with other optimisers.
     """
     names = ["vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2"]
     names += [run.name for run in (MENDED, MUON, MUON_68, MUON_BN_RC, MUON_PLAIN, SCALED)]
@@ -274,7 +274,7 @@ def headline(results: Path | str | None = None) -> Figure | None:
         style = dict(color=colour, marker=marker, ms=3.5, lw=1.4)
         table = records.load_series(name, "gradients.csv", results)
         start = table[(table.epoch == 0) & (table.seed == table.seed.min())].drop(columns=["epoch", "seed"]).iloc[0]
-        if (net := (run.model, run.init, run.slope)) not in drawn:  # whatever it is then trained by
+        if (net := (run.model, run.init, run.slope)) not in drawn:  # however it is then trained
             gradient.plot(np.arange(1, len(start) + 1), start, **style, label=label(replace(run, optimizer="adam")))
         drawn.add(net)
         histories = records.load_series(name, "history.csv", results)
@@ -321,8 +321,8 @@ def histories(
 ) -> Figure | None:
     """The "loss" (nats) or "acc" (%) of runs by epoch, in panels: title -> label -> run. None if none is recorded.
 
-    Training dashed, validation solid, a line a seed; a label has one colour in all panels, that of its first run if
-    it has one, and they have one scale. What has no record says so in the legend.
+    Training dashed, validation solid, one line per seed. A label has one colour in all panels, that of its first run
+    if it has one; the panels share one scale. The legend says what has no record.
     """
     fig, drawn = Figure(figsize=(max(9.5, 4.2 * len(panels)), 4)), []
     first = {text: name for names in reversed(panels.values()) for text, name in names.items()}
@@ -353,7 +353,7 @@ def stamp(
     seed: int | None = None,
     missing: Sequence[str] = (),
 ) -> None:
-    """Where the numbers come from, from the records of all seeds or of one, and what is missing: below the figure."""
+    """Note below the figure where the numbers come from (the records of all seeds, or of one) and what is missing."""
     runs = records.load_runs(results)
     runs = runs[runs.run.isin(names) & ((seed is None) | (runs.seed == seed))]
     seeds = ", ".join(str(s) for s in sorted(runs.seed.unique()))
@@ -371,7 +371,7 @@ def stamp(
 
 
 def encode(fig: Figure, kind: str, dpi: int = 150) -> bytes:
-    """The figure as an "svg" or "png" file without dates or versions in it."""
+    """The figure as an "svg" or "png" file, without dates or versions."""
     metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[kind]
     buffer = io.BytesIO()
     fig.savefig(buffer, format=kind, metadata=metadata, dpi=dpi)

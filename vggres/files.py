@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are either whole or absent."""
 
 import os
 import tempfile
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`; a crash at any moment leaves the old file or the new one, whole."""
+    """Write `content` to `path`; a crash at any moment leaves either the old file or the new one, whole."""
     file, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
         with open(file, "wb") as f:
@@ -17,6 +17,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(name, path)
     except BaseException as e:
         os.unlink(name)
-        if isinstance(e, OSError):  # a full disk does not say which file did not fit
+        if isinstance(e, OSError):  # on a full disk the error does not name the file
             raise OSError(e.errno, e.strerror, str(path)) from e
         raise

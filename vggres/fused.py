@@ -1,5 +1,5 @@
-"""A `Block` that trains in bf16 with few passes over memory for what follows a convolution of 32 channels:
-normalisation, shortcut, activation; on a CPU the entry of a `VGG`, too. The arithmetic is in `fused_cpu` and
+"""A `Block` that trains in bf16 with few passes over memory for what follows a 32-channel convolution:
+normalisation, shortcut, activation; on a CPU, the entry of a `VGG` too. The arithmetic is in `fused_cpu` and
 `fused_cuda`."""
 
 from types import ModuleType
@@ -16,8 +16,8 @@ DTYPE = torch.bfloat16
 
 
 class FusedBlock(Block):
-    """A `Block` of 32 channels. What is no training of square bf16 images, two or more, of an even size where they are
-    to be halved, is left to it."""
+    """A `Block` of 32 channels. Anything but training on two or more square bf16 images, of even size where they are to
+    be halved, is left to `Block`."""
 
     kernels: ModuleType
 
@@ -38,8 +38,8 @@ class FusedBlock(Block):
         return h
 
     def _layer(self, x: Tensor, conv: nn.Conv2d, norm: nn.Module, shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The layer's results, and its input once more: what a shortcut takes from there comes back to the layer's own
-        gradient, which adds it up without another pass."""
+        """The layer's results, and its input again: the gradient of a shortcut from there comes back to this layer,
+        which adds it to its own without another pass."""
         slope, given = self.act.negative_slope, (self.kernels, x, conv.weight, conv.bias)
         if isinstance(norm, nn.Identity):
             return _Layer.apply(*given, shortcut, slope)
@@ -59,7 +59,7 @@ class OnCUDA(FusedBlock):
 
 
 class EntryOnCPU(nn.Sequential):
-    """A convolution to 32 channels of an image's few, normalisation and activation."""
+    """A convolution from an image's few channels to 32, normalisation and activation."""
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm, act = self
@@ -71,26 +71,26 @@ class EntryOnCPU(nn.Sequential):
 
 
 def use(net: nn.Module, kind: type[FusedBlock]) -> str | None:
-    """Make every `Block` of a net that can be one `OnCPU` or `OnCUDA`, and on a CPU its entry. Returns: by what it
-    computes then; None if there is no such block, or this machine cannot do it."""
+    """Turn every suitable `Block` of a net into an `OnCPU` or `OnCUDA`, and on a CPU its entry too. Returns: what it
+    then computes with; None if no block fits or this machine cannot do it."""
     blocks = [m for m in net.modules() if type(m) is Block and _fits(m)]
     if not blocks or not (name := kind.kernels.available()):
         return None
     for block in blocks:
         block.__class__ = kind
-    if kind is OnCPU and isinstance(net, VGG):  # its activation is that of its blocks
+    if kind is OnCPU and isinstance(net, VGG):  # its activation is the same as its blocks'
         net.entry.__class__ = EntryOnCPU
     return name
 
 
 def _fits(block: Block) -> bool:
-    """The sign of the activation's results has to be that of its input."""
+    """The activation's results must have the sign of its input."""
     shape, leaky = (CHANNELS, CHANNELS, 3, 3), isinstance(block.act, nn.LeakyReLU) and block.act.negative_slope >= 0
     return leaky and block.convs > 1 and block.conv1.weight.shape == shape
 
 
 def _by_the_batch(norm: nn.Module) -> bool:
-    """Whether it is a batch normalisation as `normalised` does it: of this batch, with all its numbers in float32."""
+    """Whether it is batch normalisation as `normalised` does it: of this batch, with all its numbers in float32."""
     whole = isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats and norm.momentum is not None
     return whole and norm.training and norm.weight.dtype == torch.float32
 
@@ -129,14 +129,14 @@ class _NormalisedLayer(torch.autograd.Function):
 
 
 def _keep(ctx, kernels: ModuleType, slope: float, *tensors: Tensor | None) -> None:
-    """For `_given`."""
+    """Save what `_given` needs."""
     ctx.save_for_backward(*tensors)
     ctx.kernels, ctx.slope = kernels, slope
     ctx.set_materialize_grads(False)
 
 
 def _given(ctx, dy: Tensor, dx: Tensor | None) -> tuple:
-    """What a layer's way back takes."""
+    """The arguments of a layer's backward pass."""
     x, weight, *known = ctx.saved_tensors
     return x, weight, (_last(dy), *known), ctx.slope, _last(dx), ctx.needs_input_grad[1:5]
 

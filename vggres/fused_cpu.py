@@ -1,5 +1,5 @@
-"""The layers of `fused` on a CPU with AMX or AVX-512's products of bf16, in `fused_cpu.c`. Where images are of another
-size than its, or of another number of channels, torch convolves."""
+"""The layers of `fused` on a CPU with AMX or AVX-512's bf16 products, in `fused_cpu.c`. Torch convolves images
+of other sizes, or with other numbers of channels."""
 
 from ctypes import c_char_p, c_float, c_long
 
@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from vggres.native import compiled, pointers
 
 NAME, CHANNELS = "fused_cpu", 32
-WIDTHS = (2, 4, 8, 16, 32)  # of images that it convolves
+WIDTHS = (2, 4, 8, 16, 32)  # of the images that the C code convolves
 
 
 def available() -> str | None:
-    """ "amx" or "avx512-bf16", where the processor has one of them and there is a C compiler."""
+    """ "amx" or "avx512-bf16", if the processor has one of them and there is a C compiler."""
     if (library := compiled(NAME)) is None:
         return None
     library.by.restype = c_char_p
@@ -22,7 +22,7 @@ def available() -> str | None:
 
 
 def prepared(weight: Tensor) -> Tensor:
-    """As the other functions here take it."""
+    """The weights as the other functions here take them."""
     return weight.to(torch.bfloat16, memory_format=torch.channels_last)
 
 
@@ -35,7 +35,7 @@ def pool(x: Tensor) -> Tensor:
 
 
 def pool_back(dy: Tensor) -> Tensor:
-    """Its gradient."""
+    """The gradient of `pool`."""
     n, c, height, width = dy.shape
     dx = dy.new_empty(n, 2 * height, 2 * width, c).permute(0, 3, 1, 2)
     compiled(NAME).pool_back(*pointers(dy, dx), n, height, torch.get_num_threads())
@@ -54,8 +54,8 @@ def layer(x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | Non
 def normalised(
     x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, slope: float, norm: nn.BatchNorm2d
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Convolution, batch normalisation, shortcut, activation. Returns: the convolution's results, those of all,
-    and what `normalised_back` wants of the batch."""
+    """Convolution, batch normalisation, shortcut, activation. Returns: the convolution's results, the final
+    results, and what `normalised_back` needs of the batch."""
     if _ours(x):
         sums = torch.empty(2 * CHANNELS, dtype=torch.float64)
         z = _convolve(x, weight, bias, None, sums, 1.0)
@@ -73,8 +73,8 @@ def normalised(
 def layer_back(
     x: Tensor, weight: Tensor, known: tuple, slope: float, dx: Tensor | None, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of input, to which `dx` is added, weight, bias and shortcut; None, or anything, for those not
-    `wanted`. Known are the gradient of `layer`'s results, and these (None without an activation)."""
+    """The gradients of input (`dx` is added to it), weight, bias and shortcut; None, or anything, for those not
+    `wanted`. `known`: the gradient of `layer`'s results, and the results (None without an activation)."""
     dy, y = known
     return _back(x, weight, [dy, None, y, *[None] * 5], slope, dx, wanted)
 
@@ -82,8 +82,8 @@ def layer_back(
 def normalised_back(
     x: Tensor, weight: Tensor, known: tuple, slope: float, dx: Tensor | None, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    """As `layer_back`, and the gradients of gamma and beta. Known are the gradient of `normalised`'s results, what it
-    returned (the second None without a shortcut: the first tells its sign), and before the batch's gamma and beta."""
+    """As `layer_back`, and the gradients of gamma and beta. `known`: the gradient of `normalised`'s results, what it
+    returned (the second None without a shortcut: the first gives its sign), with gamma and beta before the batch's."""
     sums, pixels = (torch.zeros(CHANNELS), torch.zeros(CHANNELS)), x[:, 0].numel()
     known = [*known, *sums]
     compiled(NAME).sum_back(*pointers(*known), c_float(slope), c_long(pixels), torch.get_num_threads())

@@ -1,5 +1,5 @@
-"""The layers of `fused` on a GPU: convolutions that add the bias, the shortcut and the activation as they go, or sum up
-for the batch normalisation. The arithmetic is in `kernels`."""
+"""The layers of `fused` on a GPU: convolutions that apply bias, shortcut and activation as they go, or collect sums for
+the batch normalisation. The arithmetic is in `kernels`."""
 
 import torch
 from torch import Tensor, nn
@@ -11,21 +11,21 @@ except ImportError:  # Triton comes with torch where torch has CUDA
     kernels = None
 
 CHANNELS = 32
-BLOCK, STEP = 128, 64  # pixels a program, and a step of those that sum over many
-COPIES = 16  # of the sums over a batch, so that fewer programs add to the same
+BLOCK, STEP = 128, 64  # pixels per program, and per step of those that sum over many
+COPIES = 16  # of the sums over a batch, so that fewer programs add to the same one
 
 
 def available() -> str | None:
     """ "triton", if it is there and, on a GPU, what launches its kernels: a C compiler, Python's headers, libcuda."""
     try:
         ready = kernels is not None and (not torch.cuda.is_available() or bool(kernels.triton.runtime.driver.active))
-    except Exception:  # of a class that depends on what is missing
+    except Exception:  # its class depends on what is missing
         ready = False
     return "triton" if ready else None
 
 
 def prepared(weight: Tensor) -> Tensor:
-    """As the other functions here take it."""
+    """The weights as the other functions here take them."""
     return weight.contiguous(memory_format=torch.channels_last)
 
 
@@ -35,7 +35,7 @@ def pool(x: Tensor) -> Tensor:
 
 
 def pool_back(dy: Tensor) -> Tensor:
-    """Its gradient. Torch's own takes four times as long."""
+    """The gradient of `pool`. Torch's own takes four times as long."""
     n, c, h, w = dy.shape
     dy = (dy / 4).permute(0, 2, 3, 1)[:, :, None, :, None]
     return dy.expand(n, h, 2, w, 2, c).reshape(n, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
@@ -49,8 +49,8 @@ def layer(x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | Non
 def normalised(
     x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, slope: float, norm: nn.BatchNorm2d
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Convolution, batch normalisation, shortcut, activation. Returns: the convolution's results, those of all,
-    and what `normalised_back` wants of the batch."""
+    """Convolution, batch normalisation, shortcut, activation. Returns: the convolution's results, the final
+    results, and what `normalised_back` needs of the batch."""
     sums, moments = torch.zeros(2, COPIES, 2, CHANNELS, device=x.device), norm.weight.new_empty(2 * CHANNELS)
     z = _convolve(x, weight, bias=bias, sums=sums[0])
     y, pixels = torch.empty_like(z), z.numel() // CHANNELS
@@ -83,9 +83,9 @@ def normalised_back(
 
 
 def _gradients(x: Tensor, weight: Tensor, dz: Tensor, dx: Tensor | None, biased: bool):
-    """Of input, weight and bias."""
+    """The gradients of input, weight and bias."""
     pixels, numbers = x.numel() // CHANNELS, weight.numel() + biased * CHANNELS
-    steps = min(16, max(2, pixels // (STEP * 100)))  # 100 parts or fewer, each for all of the 3 rows of the kernel
+    steps = min(16, max(2, pixels // (STEP * 100)))  # at batch 100 at most 100 parts, each for all 3 rows
     parts = torch.empty(-(-pixels // (STEP * steps)), numbers, device=x.device)
     kernels.parameter_gradients[(len(parts), 3)](x, dz, parts, pixels, steps, biased, x.shape[2], STEP)
     sums = parts.sum(0)

@@ -1,4 +1,4 @@
-"""Gradient flow, as the reports define it, and the propagation of signal and gradient at any state of a net."""
+"""Gradient flow, as the reports define it, and how signal and gradient propagate through a net in any state."""
 
 import copy
 
@@ -12,8 +12,8 @@ from vggres.models import layers
 def gradient_flow(net: nn.Module) -> dict[str, float]:
     """Mean |dE/dW| of each convolution's and linear layer's weight, in forward order.
 
-    Biases and batch normalisation are left out (reports A and B, their gradient-flow figures), and so are layers that
-    are not trained. Reads the float32 `.grad` of the last backward pass.
+    Biases and batch normalisation are left out, as in the gradient-flow figures of reports A and B, and so are layers
+    that are not trained. Reads the float32 `.grad` of the last backward pass.
 
     Returns: layer name -> mean absolute gradient, in nats per unit of weight.
     """
@@ -39,7 +39,7 @@ def flow_on(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
 def propagation(net: nn.Module, x: Tensor, y: Tensor) -> list[dict]:
     """How signal and gradient pass through the layers, in train mode and float64; the net is not changed.
 
-    In float32 what little a deep plain net still knows of its input would drown in rounding errors.
+    In float32, the little that a deep plain net still knows of its input would drown in rounding errors.
 
     For the output z of each convolution and linear layer, before normalisation and activation:
 
@@ -51,10 +51,10 @@ def propagation(net: nn.Module, x: Tensor, y: Tensor) -> list[dict]:
       to the input. None at the last layer.
 
     With PyTorch's default initialisation a weight has variance 1 / (3 fan_in), and a (leaky) ReLU passes half of
-    the second moment: the gain of a plain 3x3 layer, backward as forward, is about sqrt(1/3 * 1/2) = 0.41 (He et al.,
-    2015, give the general argument).
+    the second moment, so the gain of a plain 3x3 layer, forward and backward, is about sqrt(1/3 * 1/2) = 0.41 (He et
+    al., 2015, give the general argument).
 
-    Returns: one dict a layer, in forward order, with "layer" and the keys above.
+    Returns: one dict per layer, in forward order, with "layer" and the keys above.
     """
     net = copy.deepcopy(net).double().train()
     outputs: dict[str, Tensor] = {}

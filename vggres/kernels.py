@@ -1,4 +1,4 @@
-"""The kernels of `fused_cuda`, in Triton. Images lie in channels_last memory, pixel by pixel: a pixel is 32 numbers,
+"""The kernels of `fused_cuda`, in Triton. Images are in channels_last memory, pixel by pixel: a pixel is 32 numbers,
 and `pixels` is how many there are in a batch."""
 
 import triton
@@ -10,7 +10,7 @@ def convolution(
     x, w, bias, shortcut, y, sums, pixels, slope,
     SIDE: tl.constexpr, BACK: tl.constexpr, COPIES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Each program makes the results of BLOCK pixels; BACK: the gradient of the input from that of the results."""
+    """Each program computes the results of BLOCK pixels; BACK: the input's gradient from that of the results."""
     p, c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, 32)
     row, column, real = p // SIDE % SIDE, p % SIDE, p < pixels
     total = tl.zeros((BLOCK, 32), tl.float32)
@@ -46,10 +46,10 @@ def convolution(
 def parameter_gradients(
     x, dz, parts, pixels, STEPS: tl.constexpr, BIASED: tl.constexpr, SIDE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Each program sums over STEPS blocks of pixels, for one row of the kernel; and for the biases.
+    """Each program sums over STEPS blocks of pixels, for one row of the kernel and for the biases.
 
-    The three pixels that a row of the kernel needs lie side by side: one product for all, and for a fourth that counts
-    nothing, since their numbers must be a power of two.
+    The three pixels that a row of the kernel needs lie side by side: one product serves them all, and a fourth that
+    counts for nothing, since sizes must be powers of two.
     """
     c, k, down = tl.arange(0, 32), tl.arange(0, 128), tl.program_id(1) - 1
     right = k // 32 - 1
@@ -75,7 +75,7 @@ def normalise(
     z, sums, gamma, beta, shortcut, y, moments, running_mean, running_var, tracked, pixels, eps, momentum, slope,
     COPIES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """By the batch's mean and deviation, which are kept in `moments`; the running ones are brought up to date."""
+    """Normalise by the batch's mean and variance; `moments` keeps the mean and 1 / deviation, the running ones move."""
     c, copy = tl.arange(0, 32), tl.arange(0, COPIES)
     mean = tl.sum(tl.load(sums + copy[:, None] * 64 + c[None, :]), 0) / pixels
     square = tl.sum(tl.load(sums + copy[:, None] * 64 + 32 + c[None, :]), 0) / pixels
@@ -100,7 +100,7 @@ def normalise(
 
 @triton.jit
 def _behind_activation(dy, z, y, gamma, beta, moments, at, real, c, slope):
-    """The gradient behind the activation, and the normalised values. `y` is None where they give its sign."""
+    """The gradient of the activation's input, and the normalised values. `y` is None where they give its sign."""
     mean, inverse = tl.load(moments + c), tl.load(moments + 32 + c)
     normalised = (tl.load(z + at, mask=real, other=0.0).to(tl.float32) - mean[None, :]) * inverse[None, :]
     if y is not None:

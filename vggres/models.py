@@ -1,7 +1,7 @@
-"""The networks of reports A and B: one `VGG`, one `Block`; how their weights are initialised; and `build(name)`, for
-the networks of C and D too (`resnets`).
+"""The networks of reports A and B (one `VGG`, one `Block`), their initialisation, and `build(name)`, which also builds
+the networks of C and D (`resnets`).
 
-Every convolution here is 3x3, stride 1, padding 1, with 32 filters, but for the 1x1 of a projected shortcut; unless
+Every convolution here is 3x3 with stride 1, padding 1 and 32 filters, except the 1x1 of a projected shortcut. Unless
 asked otherwise, the initialisation is PyTorch's default, as in the reports.
 """
 
@@ -19,21 +19,21 @@ from torch.nn import functional as F
 from vggres.errors import UserError
 from vggres.resnets import NETS, GlobalAveragePool
 
-FILTERS = 32  # of every convolution
-SLOPE = 0.01  # of the reports' LeakyReLU, for negative inputs
+FILTERS = 32  # in every convolution
+SLOPE = 0.01  # negative slope of the reports' LeakyReLU
 
 
 class Block(nn.Module):
-    """`convs` convolutions, the last activation after the addition of the shortcut (if there is one).
+    """`convs` convolutions, each followed by an activation; the shortcut, if any, is added before the last one.
 
-    A processing block keeps the image size and its convolutions have no bias. A reduction block halves the
+    A processing block keeps the image size, and its convolutions have no bias. A reduction block halves the
     image by average pooling after its first activation, and its convolutions have a bias.
 
     With `norm`, batch normalisation follows each convolution, before the activation (report A, section 5).
-    With `skipinit`, a branch beside a shortcut ends in a learnable `Scale` instead, and starts as nothing.
+    With `skipinit`, a branch beside a shortcut ends instead in a learnable `Scale` that starts at 0.
     The shortcut is the identity; across a reduction it is the average-pooled identity (report B), or, with
     `project`, pooling, a 1x1 convolution and batch normalisation (report A, "Additional experiments", which
-    names neither the kernel size nor the place of the pooling: both are our choice).
+    gives neither the kernel size nor the place of the pooling: both are our choice).
 
     Shapes: (N, C, H, W) -> (N, C, H, W), or (N, C, H // 2, W // 2) for a reduction block.
     """
@@ -79,7 +79,7 @@ class Block(nn.Module):
 class Scale(nn.Module):
     """Multiply by one learnable number, which starts at 0: SkipInit (De and Smith, 2020, section 4).
 
-    A residual block whose branch ends so is the identity at first, whatever its weights are.
+    A residual block whose branch ends in it starts as the identity, whatever its weights.
     """
 
     def __init__(self):
@@ -93,17 +93,17 @@ class Scale(nn.Module):
 class VGG(nn.Sequential):
     """Entry, `stages` times (`blocks` processing blocks and a reduction block), global average pool, linear.
 
-    The entry convolution has no bias and is *always* followed by batch normalisation, in the plain nets too.
+    The entry convolution has no bias and is *always* followed by batch normalisation, even in the plain nets.
 
     Args:
         stages, blocks: depth; `stages * (blocks + 1)` blocks of `convs` convolutions.
         norm: batch normalisation after every convolution, not only the entry's.
         residual: which blocks have a shortcut: "none", "processing" (report A) or "all" (report B).
-        convs: convolutions a block; 3 in report A's additional experiments.
+        convs: convolutions per block; 3 in report A's additional experiments.
         project: the reduction shortcut is a convolution with batch normalisation, not a pooled identity.
-        act: the activation, shared by all layers; it must hold no state. LeakyReLU(0.01) if None.
-        skipinit: every branch beside a shortcut ends in a learnable scalar that starts at 0, see `Scale`.
-        classes: how many logits.
+        act: the activation, shared by all layers; it must be stateless. LeakyReLU(0.01) if None.
+        skipinit: every branch beside a shortcut ends in a learnable scalar that starts at 0 (see `Scale`).
+        classes: number of logits.
 
     Shapes: (N, 3, 32, 32) float -> (N, classes) logits.
     """
@@ -150,29 +150,29 @@ MODELS: dict[str, dict] = {
     "vgg16-bn-rc": dict(stages=2, blocks=1, norm=True, residual="all", convs=3, project=True),
     "vgg50-bn-rc": dict(stages=3, blocks=4, norm=True, residual="all", convs=3, project=True),
     "vgg150-bn-rc": dict(stages=4, blocks=11, norm=True, residual="all", convs=3, project=True),
-    # No report's: without batch normalisation in their depth, trained by initialisation, activation and step alone.
+    # From no report: without batch normalisation in their depth, trained by initialisation, activation and step alone.
     "vgg68": dict(stages=3, blocks=10),
     "vgg38-skipinit": dict(stages=3, blocks=5, residual="all", skipinit=True),
 }
 
 
 def gain(slope: float = SLOPE) -> float:
-    """`sqrt(2 / (1 + slope^2))`: with weights of variance gain^2 / fan_in a layer behind a LeakyReLU keeps the second
-    moment of its input, since a centred one leaves (1 + slope^2) / 2 of it (He et al., 2015, equation 15)."""
+    """`sqrt(2 / (1 + slope^2))`: a LeakyReLU keeps (1 + slope^2) / 2 of the second moment of a centred input, and a
+    layer behind it, with weights of variance gain^2 / fan_in, restores it (He et al., 2015, equation 15)."""
     return math.sqrt(2 / (1 + slope**2))
 
 
 def _delta_orthogonal(weight: Tensor, gain: float) -> None:
-    """An orthogonal matrix at the centre of the kernel, zero around it: at first every pixel keeps to itself, and the
-    norm of its channels is multiplied by `gain` exactly (Xiao et al., 2018, algorithm 1)."""
+    """An orthogonal matrix at the centre of the kernel, zeros around it: at first pixels do not mix, and the norm of
+    each one's channels is multiplied by exactly `gain` (Xiao et al., 2018, algorithm 1)."""
     nn.init.zeros_(weight)
     centre = tuple(size // 2 for size in weight.shape[2:])
     nn.init.orthogonal_(weight[:, :, *centre], gain)
 
 
-# How the weights of convolutions and linear layers can be drawn, beside PyTorch's default; (weight, gain) -> None.
+# Ways to draw the weights of convolutions and linear layers besides PyTorch's default; (weight, gain) -> None.
 INITS: dict[str, Callable[[Tensor, float], object]] = {
-    # He et al. (2015): normal, of variance gain^2 / fan; the fan-in preserves the signal, the fan-out the gradient.
+    # He et al. (2015): normal, with variance gain^2 / fan; the fan-in preserves the signal, the fan-out the gradient.
     "he": lambda weight, gain: nn.init.normal_(weight, std=gain / weight[0].numel() ** 0.5),
     "he-fan-out": lambda weight, gain: nn.init.normal_(weight, std=gain / weight[:, 0].numel() ** 0.5),
     "orthogonal": nn.init.orthogonal_,  # (out, in * height * width) as one matrix (Saxe et al., 2014)
@@ -181,8 +181,8 @@ INITS: dict[str, Callable[[Tensor, float], object]] = {
 
 
 def initialise(net: nn.Module, init: str, slope: float = SLOPE) -> None:
-    """Draw all weights of convolutions and linear layers anew, with the `gain` of that slope, and set their biases
-    to 0. Batch normalisation and `Scale` stay as they are.
+    """Redraw all weights of convolutions and linear layers, with the `gain` of that slope, and set their biases to 0.
+    Batch normalisation and `Scale` stay as they are.
 
     Args:
         init: a key of `INITS`.
@@ -202,20 +202,20 @@ def initialise(net: nn.Module, init: str, slope: float = SLOPE) -> None:
 def build(
     name: str, seed: int | None = None, init: str = "default", slope: float = SLOPE, classes: int = 100
 ) -> nn.Module:
-    """The network of that name.
+    """Build the network of that name.
 
     Args:
         name: a key of `MODELS` or of `resnets.NETS`, such as "vgg38-bn-rc" or "resnet18".
-        seed: draw the initial weights from this seed (the global generator is left as it was); without one
+        seed: draw the initial weights from this seed (the global generator is left unchanged); without one
             they come from the global generator.
-        init: "default" is PyTorch's, as in the reports, or torchvision's for its ResNets; or a key of `INITS`, see
-            `initialise`.
-        slope: of the LeakyReLU, for negative inputs.
-        classes: how many logits.
+        init: a key of `INITS` (see `initialise`), or "default": PyTorch's, as in the reports, or torchvision's for its
+            ResNets.
+        slope: negative slope of the LeakyReLU.
+        classes: number of logits.
 
     Raises:
-        UserError: no such network or initialisation; or its activation is no LeakyReLU, for which alone slope and
-            gain are meant.
+        UserError: no such network or initialisation; or `init` or `slope`, meant for LeakyReLU alone, is set for a net
+            with another activation.
     """
     if name not in MODELS and name not in NETS:
         near = get_close_matches(name, [*MODELS, *NETS], cutoff=0.3) or [*MODELS, *NETS]
@@ -245,7 +245,7 @@ def count_parameters(net: nn.Module) -> int:
 
 @functools.cache
 def multiply_adds(name: str) -> int:
-    """Of the forward pass of one image of 32x32, in convolutions and linear layers; counted, not computed."""
+    """Those of convolutions and linear layers in the forward pass of one 32x32 image; counted, not computed."""
     counts: list[int] = []
     with torch.device("meta"):
         net = build(name).eval()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @functools.cache
 def compiled(name: str) -> ctypes.CDLL | None:
-    """`name`.c, compiled within a second; None where `cc` cannot do it, or not for this processor."""
+    """`name`.c, compiled within a second; None if `cc` cannot compile it, or not for this processor."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / f"{name}.so"
         flags = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC"]
@@ -25,5 +25,5 @@ def compiled(name: str) -> ctypes.CDLL | None:
 
 
 def pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
-    """Where their numbers begin; a null pointer for None."""
+    """Where the tensors' numbers begin; a null pointer for None."""
     return [ctypes.c_void_p(t.data_ptr() if t is not None else None) for t in tensors]

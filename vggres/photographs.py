@@ -16,17 +16,19 @@ from vggres.errors import UserError
 def load(root: Path | str, size: int = 224) -> Data:
     """Any folder of images by class, as report D's part 2 reads its own: torchvision's `ImageFolder` and transforms.
 
-    An epoch's training images are a random resized crop and a flip of each, by torchvision's standard settings; they
-    depend on (seed, epoch) alone. The others are resized to 8/7 of `size` and cropped at the centre. All are held in
-    memory, 150 kB each at 224, those that train three times while an epoch begins.
+    In each epoch, every training image gets a random resized crop and flip, with torchvision's standard settings; they
+    depend on (seed, epoch) alone. The other images are resized to 8/7 of `size` and cropped at the centre. All are held
+    in memory, 150 kB each at 224; training images are held three times while an epoch begins.
 
     Args:
-        root: `root/train/<class>/` and `root/test/<class>/`; or `root/<class>/` alone, of which one image in five of
-            each class tests. One in twenty of the training images validates. Both are those of the smallest SHA-256.
+        root: `root/train/<class>/` and `root/test/<class>/`; or `root/<class>/` alone, where one image in five of
+            each class is for testing. One training image in twenty is for validation. Both are those with the smallest
+            SHA-256.
         size: height and width in pixels.
 
     Raises:
-        UserError: there are no images by class, train and test have other classes, or a file is no image.
+        UserError: there are no images by class, train and test have different classes, there are too few images,
+            or a file is not an image.
     """
     centre = transforms.Compose([transforms.Resize(size * 8 // 7), transforms.CenterCrop(size)])
     random = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
@@ -47,7 +49,7 @@ def load(root: Path | str, size: int = 224) -> Data:
         for i, (path, _) in enumerate(files):
             try:
                 images[i] = np.asarray(transform(first.loader(path)))
-            except Exception as e:  # of a class that depends on the damage
+            except Exception as e:  # its class depends on the damage
                 raise UserError(f"{path}: no image can be read from it ({e}); take it away") from e
         return images
 

@@ -1,8 +1,8 @@
-"""Probes of a net at any state, most of all before its first step: do signal, gradient and step arrive well?
+"""Probes of a net in any state, above all before its first step: do signal, gradient and step arrive well?
 
-Each takes a net and a batch, images (N, 3, H, W) and labels (N,), and works on a copy in train mode and, unless said
-otherwise, float64. `gradients.py` has two more, the reports' gradient flow and the gain of each layer. At the end
-stands what theory expects of a deep net with LeakyReLU.
+Each takes a net and a batch, images (N, 3, H, W) and labels (N,), and works on a copy, in train mode and, unless stated
+otherwise, in float64. `gradients.py` has two more: the reports' gradient flow and the gain of each layer. At the end is
+what theory predicts for a deep net with LeakyReLU.
 """
 
 import copy
@@ -23,7 +23,7 @@ def _copy(net: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def _gradients(net: nn.Module, x: Tensor, y: Tensor) -> tuple[float, list[Tensor]]:
-    """Mean cross-entropy of the batch in nats, and its gradient by parameter."""
+    """Mean cross-entropy of the batch in nats, and its gradient for each parameter."""
     loss = F.cross_entropy(net(x), y)
     return loss.item(), list(torch.autograd.grad(loss, list(net.parameters())))
 
@@ -31,7 +31,7 @@ def _gradients(net: nn.Module, x: Tensor, y: Tensor) -> tuple[float, list[Tensor
 def activations(net: nn.Module, x: Tensor) -> list[dict]:
     """The output z of each convolution and linear layer, before normalisation and activation.
 
-    Returns: one dict a layer, in forward order: "layer"; "mean" and "std" of z over images, channels and pixels;
+    Returns: one dict per layer, in forward order: "layer"; "mean" and "std" of z over images, channels and pixels;
     "negative", the fraction of z below 0, where a ReLU is flat (Glorot and Bengio, 2010, look at the first two).
     """
     net, rows = _copy(net), []
@@ -48,12 +48,12 @@ def activations(net: nn.Module, x: Tensor) -> list[dict]:
 
 
 def similarity(net: nn.Module, x: Tensor) -> dict[str, float]:
-    """How alike two different images look to each layer: the mean over pairs of the cosine of the layer's inputs,
+    """How alike two different images look to each layer: the mean, over pairs and pixels, of the cosine of its inputs,
 
-        <a, b> / (|a| |b|)  with a and b the two images' channels at the same pixel, not centred,
+        <a, b> / (|a| |b|)  with a and b the two images' channels at the same pixel, not centred.
 
-    and over pixels. 1 says that all images are one and the same. `cosine_after` is what theory expects (Daniely et
-    al., 2016; Martens et al., 2021).
+    1 means that all images look identical. `cosine_after` is what theory predicts (Daniely et al., 2016; Martens et
+    al., 2021).
 
     Returns: layer name -> mean cosine, in forward order. The first is that of the images themselves.
     """
@@ -71,8 +71,8 @@ def similarity(net: nn.Module, x: Tensor) -> dict[str, float]:
 
 
 def relative_gradients(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
-    """`|dE/dW| / |W|` of each layer's weight, Euclidean norms: the share of itself by which plain gradient descent of
-    rate 1 would change it.
+    """`|dE/dW| / |W|` of each layer's weight, Euclidean norms: its relative change by a step of plain gradient
+    descent at rate 1.
 
     Returns: layer name -> ratio, in nats per squared unit of weight.
     """
@@ -84,11 +84,11 @@ def relative_gradients(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]
 def first_step(net: nn.Module, x: Tensor, y: Tensor, lr: float) -> dict:
     """What Adam's first step does, in float32 as in training.
 
-    It changes each weight of gradient g by `lr g / (|g| + 1e-8)`: by lr, whatever the gradient is, but for those that
-    drown in the epsilon (Kingma and Ba, 2015).
+    It changes each weight with gradient g by `lr g / (|g| + 1e-8)`: by lr, whatever the gradient, unless it drowns in
+    the epsilon (Kingma and Ba, 2015).
 
     Returns: "before" and "after", the loss of the same batch in nats, `inf` or `nan` where it overflows; "updates",
-    layer name -> `|W' - W| / |W|`, the share of its weight by which the layer moved.
+    layer name -> `|W' - W| / |W|`, the relative change of the layer's weight.
     """
     net, x = _copy(net, torch.float32), x.float()
     weights = {name: layer.weight.detach().clone() for name, layer in layers(net)}
@@ -108,8 +108,9 @@ def first_step(net: nn.Module, x: Tensor, y: Tensor, lr: float) -> dict:
 def singular_values(net: nn.Module, x: Tensor) -> Tensor:
     """Singular values of the input-output Jacobian of the first image, `J = d net(x)[0] / d x[0]`, largest first.
 
-    The other images take part through the statistics of batch normalisation. If all are 1 the net is a dynamical
-    isometry, and no direction of the signal or of the gradient is lost (Saxe et al., 2014; Pennington et al., 2017).
+    The other images contribute through the statistics of batch normalisation. If all values are 1, the net is a
+    dynamical isometry: no direction of the signal or of the gradient is lost (Saxe et al., 2014; Pennington et al.,
+    2017).
 
     Returns: (min(outputs, inputs),) float64.
     """
@@ -119,12 +120,12 @@ def singular_values(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def shattering(net: nn.Module, x: Tensor, points: int = 64) -> Tensor:
-    """`autocorrelation` of the gradient with respect to the input, along the straight line from the batch's first
-    image to its second. What is derived is the sum of the logits; the batch's other images only take part through
-    the statistics of batch normalisation.
+    """`autocorrelation` of the gradient of the summed logits with respect to the input, along the straight line from
+    the batch's first image to its second. The other images contribute only through the statistics of batch
+    normalisation.
 
-    Where it falls off at once, the gradients at neighbouring inputs are as unlike as white noise: "shattered", and of
-    no use beyond the point where they were taken (Balduzzi et al., 2017).
+    If it drops at once, the gradients at neighbouring inputs are as unlike as white noise: "shattered", and of no use
+    beyond the point where they were taken (Balduzzi et al., 2017).
 
     Returns: (points,), by distance; the whole line is `points - 1` long.
     """
@@ -143,13 +144,13 @@ def autocorrelation(series: Tensor) -> Tensor:
 
 
 def along_gradient(net: nn.Module, x: Tensor, y: Tensor, steps: list[float]) -> list[dict]:
-    """The loss and its gradient, a step along the negative gradient g of all parameters W (Santurkar et al., 2018).
+    """The loss and its gradient after a step against the gradient g of all parameters W (Santurkar et al., 2018).
 
     Args:
         steps: lengths of the step in W; W moves by `-step g / |g|`.
 
-    Returns: one dict a step: "step"; "loss" there, in nats; "smoothness", `|g(W - step g / |g|) - g(W)| / step`, of
-    which the largest is the effective smoothness; the smaller, the further g can be trusted. None at step 0.
+    Returns: one dict per step: "step"; "loss" there, in nats; "smoothness", `|g(W - step g / |g|) - g(W)| / step`, None
+    at step 0. Its largest value is the effective smoothness; the smaller it is, the further g can be trusted.
     """
     net, x, rows = _copy(net), x.double(), []
     parameters = list(net.parameters())
@@ -167,10 +168,10 @@ def along_gradient(net: nn.Module, x: Tensor, y: Tensor, steps: list[float]) -> 
 
 
 def loss_slice(net: nn.Module, x: Tensor, y: Tensor, distances: list[float], seed: int = 0) -> list[float]:
-    """The loss along a random line through the weights, in nats, at `W + distance D` (Li et al., 2018).
+    """The loss in nats at `W + distance D`, on a random line through the weights (Li et al., 2018).
 
-    D is normal, each of its filters scaled to the norm of the filter of W; biases and what belongs to a normalisation
-    stay. So distance 1 is as far from W as W is from 0, and nets can be compared.
+    D is normal, each of its filters scaled to the norm of the filter of W; biases and normalisation parameters stay
+    fixed. So distance 1 is as far from W as W is from 0, and nets can be compared.
     """
     net, x, losses = _copy(net), x.double(), []
     weights = [layer.weight for _, layer in layers(net)]
@@ -188,12 +189,12 @@ def loss_slice(net: nn.Module, x: Tensor, y: Tensor, distances: list[float], see
 
 
 def cosine_map(c: float, slope: float) -> float:
-    """The cosine that two inputs have behind a LeakyReLU, if they had c before it, for weights that preserve variance:
+    """The cosine of two inputs after a LeakyReLU, if it was c before, for weights that preserve variance:
 
         C(c) = c + (1 - slope)^2 / (pi (1 + slope^2)) (sqrt(1 - c^2) - c arccos c)
 
     in the limit of many filters (Cho and Saul, 2009, for the ReLU; Zhang et al., 2022). C(c) > c for c < 1: every
-    layer makes two images more alike, the less so the nearer its slope is to 1.
+    layer makes two images more alike, less so the nearer its slope is to 1.
     """
     c = min(max(c, -1.0), 1.0)
     return c + (1 - slope) ** 2 / (math.pi * (1 + slope**2)) * (math.sqrt(1 - c * c) - c * math.acos(c))
@@ -208,11 +209,11 @@ def cosine_after(depth: int, slope: float) -> float:
 
 
 def slope_for(depth: int, cosine: float = 0.9) -> float:
-    """The slope with which images that had nothing in common have this cosine after `depth` layers. Zhang et al.
-    (2022) choose it for 0.9.
+    """The slope at which images with nothing in common have this cosine after `depth` layers. Zhang et al. (2022)
+    choose it for 0.9.
 
     Raises:
-        UserError: no slope from 0 (ReLU) to 1 (linear) does: so shallow a net keeps them further apart than that.
+        UserError: no slope from 0 (ReLU) to 1 (linear) does: so shallow a net keeps the images further apart.
     """
     most = cosine_after(depth, slope=0.0)
     if not 0 < cosine <= most:

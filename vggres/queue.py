@@ -1,4 +1,4 @@
-"""Trainings one after the other, or several at once, until all are done or the time is up."""
+"""Train runs one after another, or several at once, until all are done or time is up."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ Job = tuple[Run, int]  # a run and a seed
 
 
 def missing(results: Path | str, runs: Iterable[Run] = (), seeds: Iterable[int] = ()) -> list[Job]:
-    """What the registry queues and has no record, the most important first; of some runs or seeds, if any are named."""
+    """The registry's queued jobs that have no record, most important first; of the given runs or seeds, if any."""
     runs, seeds = set(runs), set(seeds)
     jobs = [job for job in QUEUE if (not runs or job[0] in runs) and (not seeds or job[1] in seeds)]
     return _unrecorded(results, jobs)
@@ -39,20 +39,20 @@ def work_off(
     say: Callable[[str], None] = lambda line: None,
     tell: Callable[[Job, dict], None] = lambda job, record: None,
 ) -> str | None:
-    """Train jobs; records and checkpoints are written as they come, so it can be killed and called again anywhere.
+    """Train jobs; records and checkpoints are written on the way, so it can be killed at any point and called again.
 
     Args:
         root: the folder of the datasets.
         minutes: stop cleanly after this time.
-        together: how many at once; more than one only pays on a GPU.
-        pass_over: leave runs that another process is training to it, and those whose dataset or weights to start from
-            are not there, instead of raising.
-        say: is called with a line for the user; `tell` with each job that ends and its record.
+        together: how many at once; more than one pays only on a GPU.
+        pass_over: skip runs that another process is training, and those whose dataset or starting weights are missing,
+            instead of raising.
+        say: called with a line for the user; `tell`, with each job that ends and its record.
 
-    Returns: what is left when the time is up or was passed over, and how long it would take at this pace; None if
+    Returns: what is left because time is up or it was passed over, and how long it would take at this pace; None if
     nothing is.
 
-    Raises: what `data.load` and `training.steps` raise, but for what is passed over.
+    Raises: what `data.load` and `training.steps` raise, except for what is passed over.
     """
     began, worked, left, total = time.monotonic(), 0, dict.fromkeys(jobs), len(jobs)
     cost = {run.model: multiply_adds(run.model) for run, _ in jobs}

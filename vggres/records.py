@@ -1,7 +1,7 @@
-"""The record on disk: what it holds, how it is written and read, and how it is proved whole.
+"""The record on disk: what it holds, how it is written and read, and how it is verified.
 
-`results/runs/<run>/seed<k>/` holds `history.csv`, `gradients.csv` and, written last, `run.json` with the SHA-256
-of both, of itself, and the provenance. Losses are in nats, accuracies are fractions of 1, times are seconds.
+`results/runs/<run>/seed<k>/` holds `history.csv`, `gradients.csv` and, written last, `run.json`, with the SHA-256
+of both and of itself, and the provenance. Losses are in nats, accuracies are fractions of 1, times are seconds.
 """
 
 import functools
@@ -39,25 +39,25 @@ HISTORY = {
 
 
 def default_root() -> Path:
-    """`results/` of the checkout, or `results/` here where vggres is installed apart."""
+    """`results/` of the checkout, or `./results/` if vggres is installed outside one."""
     checkout = Path(__file__).resolve().parent.parent / "results"
     return checkout if (checkout / "reported.csv").is_file() else Path("results")
 
 
 def folder_of(results: Path | str, name: str, seed: int) -> Path:
-    """Where the record of a run and seed lies."""
+    """The folder of the record of a run and seed."""
     return Path(results) / "runs" / name / f"seed{seed}"
 
 
 @functools.cache
 def provenance() -> dict:
-    """The commit of the code that runs, and whether the tracked files of this package differ from it.
+    """The commit of the running code, and whether this package's tracked files differ from it.
 
-    It is read once in a process, since what is edited later is not what runs. `VGGRES_COMMIT` names it where the tree
-    stands without its repository; whether it differs is not known then: None.
+    It is read once per process, since later edits are not what runs. For a tree without a
+    repository `VGGRES_COMMIT` names the commit, and goes first; whether the files differ is then unknown: None.
 
     Raises:
-        UserError: there is no commit to be found; a record without one would prove nothing.
+        UserError: no commit can be found, and a record without one would prove nothing; or `VGGRES_COMMIT` is not one.
     """
     if commit := os.environ.get("VGGRES_COMMIT"):
         if not COMMIT.fullmatch(commit):
@@ -100,7 +100,7 @@ def _csv(rows: list[dict], formats: dict[str, str]) -> bytes:
 
 
 def write(folder: Path, record: dict, history: list[dict], gradients: list[dict]) -> None:
-    """Write a whole record; `run.json` comes last, so a record that can be seen is complete."""
+    """Write a whole record; `run.json` comes last, so any record that is visible is complete."""
     columns = dict.fromkeys(gradients[0], ".4g") | {"epoch": "d"}  # epoch 0 is before the first step
     files = {"history.csv": _csv(history, HISTORY), "gradients.csv": _csv(gradients, columns)}
     for name, content in files.items():
@@ -111,9 +111,9 @@ def write(folder: Path, record: dict, history: list[dict], gradients: list[dict]
 
 
 def summarise(history: list[dict]) -> dict:
-    """The part of a record's result that its history tells: the last epoch and the best validation accuracy.
+    """The part of a record's result that follows from its history: the last epoch and the best validation accuracy.
 
-    The first of equally good epochs counts; a value that is not finite becomes None.
+    The first of equally good epochs counts; non-finite values become None.
     """
     last = history[-1]
     best = max((r for r in history if math.isfinite(r["val_loss"])), key=lambda r: r["val_acc"], default=None)
@@ -126,7 +126,7 @@ def summarise(history: list[dict]) -> dict:
 
 
 def rounded(x: float) -> float | None:
-    """As many digits as `history.csv` prints, or None for what is not finite."""
+    """Rounded to as many digits as `history.csv` prints; None if not finite."""
     return float(format(x, ".6f")) if math.isfinite(x) else None
 
 
@@ -134,7 +134,7 @@ def read(folder: Path) -> dict:
     """The record in a folder.
 
     Raises:
-        UserError: it is not there or cannot be read.
+        UserError: it is missing or cannot be read.
     """
     try:
         record = json.loads((folder / "run.json").read_text())
@@ -146,19 +146,19 @@ def read(folder: Path) -> dict:
 
 
 def folders(results: Path | str | None = None) -> list[Path]:
-    """All folders that hold a record, sorted; not one that was moved aside, such as `seed0.old`."""
+    """All folders that hold a record, sorted, except those moved aside, such as `seed0.old`."""
     found = Path(results or default_root()).glob("runs/*/seed*/run.json")
     return sorted(p.parent for p in found if p.parent.name.removeprefix("seed").isdigit())
 
 
 def recorded(names: Iterable[str], results: Path | str | None = None) -> list[str]:
-    """Those of the names that have a record."""
+    """The names that have a record."""
     have = {folder.parent.name for folder in folders(results)}
     return [name for name in names if name in have]
 
 
 def load_runs(results: Path | str | None = None) -> pd.DataFrame:
-    """All records as a tidy table: one row a run and seed, with the result, the device and the provenance.
+    """All records as a tidy table: one row per run and seed, with the result, the device and the provenance.
 
     Columns: run, seed, status, every field of the record's `result`, params, device, device_type, precision, torch,
     commit, digest, wall_s (divided by the number of runs that shared the device; NaN where that changed).
@@ -200,14 +200,14 @@ def load_series(name: str, file: str, results: Path | str | None = None) -> pd.D
 def verify(results: Path | str) -> list[str]:
     """Check every record against its own hashes, its history, the registry and the published digests.
 
-    Returns: one line a problem; an empty list means that all records are whole.
+    Returns: one line per problem; an empty list means that all records are intact.
     """
     problems = []
     for folder in folders(results):
         try:
             for problem in _check(folder):
                 problems.append(f"{folder}: {problem}")
-        except Exception as e:  # whatever a file that was tampered with brings about
+        except Exception as e:  # whatever a tampered file may cause
             problems.append(f"{folder}: is no readable record ({type(e).__name__}: {e})")
     return problems
 

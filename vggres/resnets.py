@@ -1,6 +1,6 @@
 """The networks of reports C and D: torchvision's ResNets for small images, an Inception net, BaseNet step by step.
 
-`NETS` names them, each by what builds it with a number of classes.
+`NETS` maps each name to a function that builds the net for a number of classes.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class GlobalAveragePool(nn.Module):
 
 
 class Flatten(nn.Module):
-    """(N, C, H, W) -> (N, H * W * C), pixel by pixel: in channels_last memory nothing has to be moved."""
+    """(N, C, H, W) -> (N, H * W * C), pixel by pixel: in channels_last memory nothing is moved."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1).flatten(1)
@@ -33,14 +33,14 @@ class Flatten(nn.Module):
 def resnet(depth: int, norm: str = "batch", large: bool = False, classes: int = 100) -> nn.Module:
     """torchvision's ResNet of 18, 34 or 50 layers (He et al., 2016), with its own initialisation (He's, by fan-out).
 
-    For images of 32x32 it begins with a 3x3 convolution of stride 1 and no max pooling: report C says nothing of this
-    (its author's code enlarges the images to 224 instead, and takes torchvision's stem, at 3.3 times the work).
+    For 32x32 images it begins with a 3x3 convolution of stride 1 and no max pooling. Report C does not mention this
+    (its author's code instead enlarges the images to 224 and keeps torchvision's stem, at 3.3 times the work).
 
     Args:
-        norm: "batch", as it is; "none", nothing in BN's place, and still no bias in the convolutions; "dropout",
-            `nn.Dropout2d(0.5)` where BN ends a branch or a shortcut (of 18 and 34 layers), nothing elsewhere, as the
-            code that report C links to had it for a time.
-        large: torchvision's own stem, for images of 224x224.
+        norm: "batch", unchanged; "none", nothing in place of BN, and still no bias in the convolutions; "dropout",
+            `nn.Dropout2d(0.5)` where BN ends a branch or a shortcut (for 18 and 34 layers), nothing elsewhere, as for a
+            time in the code that report C links to.
+        large: torchvision's own stem, for 224x224 images.
 
     Shapes: (N, 3, 32, 32) -> (N, classes) logits; (N, 3, 224, 224) if `large`.
     """
@@ -79,10 +79,10 @@ GOOGLENET = [
 
 
 def inception(width: float, classes: int = 100) -> nn.Module:
-    """GoogLeNet's nine modules with `width` times its filters, behind a 3x3 convolution; for report C's case study.
+    """GoogLeNet's nine modules with `width` times its filters, after a 3x3 convolution; for report C's case study.
 
-    The modules are torchvision's, with batch normalisation, and 3x3 where the paper has 5x5. Max pooling halves the
-    image between their three groups. Report C names no architecture: all of this is our choice.
+    The modules are torchvision's, with batch normalisation, and 3x3 kernels where the paper has 5x5. Max pooling halves
+    the image between their three groups. Report C names no architecture: all of this is our choice.
 
     Shapes: (N, 3, 32, 32) -> (N, classes) logits.
     """
@@ -99,13 +99,13 @@ def inception(width: float, classes: int = 100) -> nn.Module:
 
 
 class SubBlock(nn.Module):
-    """Report D's ResBlock: `convs` times (3x3 convolution, BN, ReLU), and with a shortcut `branch * f(x) + x`.
+    """Report D's ResBlock: f(x), `convs` times (3x3 convolution, BN, ReLU); with a shortcut, `branch * f(x) + x`.
 
     Where the branch has more channels than x, zeros are appended to x (He et al., 2016, option A): the report does
-    not say what joins 64 to 128 channels, and its table has no layer for it.
+    not say how 64 channels are joined to 128, and its table has no layer for it.
 
     Args:
-        branch: the factor before the branch; None: no shortcut.
+        branch: the factor of the branch; None: no shortcut.
 
     Shapes: (N, before, H, W) -> (N, after, H, W).
     """
@@ -137,9 +137,9 @@ def basenet(
     """Report D's BaseNet, or a step on the way to it: an entry, sub-blocks, max pooling, two linear layers.
 
     Args:
-        blocks: the channels of each sub-block behind the entry (convolution, BN, ReLU of 64 channels).
-        pools: max pooling by 2 after these sub-blocks, the entry being the first; and always before the linear layers.
-        norm, convs, branch: of the sub-blocks, see `SubBlock`; `norm` is the entry's, too.
+        blocks: the channels of each sub-block after the entry (convolution, BN and ReLU with 64 channels).
+        pools: max pooling by 2 follows these sub-blocks, the entry being 1; it always precedes the linear layers too.
+        norm, convs, branch: of the sub-blocks, see `SubBlock`; `norm` applies to the entry too.
         head_norm: batch normalisation after the "first" linear layer, the "last", or None.
 
     Shapes: (N, 3, 32, 32) -> (N, classes) logits.
@@ -156,9 +156,9 @@ def basenet(
     return nn.Sequential(*parts)
 
 
-# Report D's ablation: what each step changes of the net before it. (Steps 8 to 10 change the recipe.) The widths of the
-# steps before BaseNet's table are our choice, and so is that they have its head. Step 7 was rejected in the report, yet
-# its table has a batch normalisation, behind the last linear layer.
+# Report D's ablation: what each step changes in the net before it. (Steps 8 to 10 change the recipe.) For the steps
+# before BaseNet's table, the widths and the use of its head are our choice. The report rejected step 7, yet its table
+# has a batch normalisation after the last linear layer.
 STEPS: dict[str, dict] = {
     "basenet-0": dict(blocks=(), pools=(), norm=False, convs=1, branch=None, head_norm=None),
     "basenet-1": dict(norm=True),

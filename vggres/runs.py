@@ -1,6 +1,6 @@
-"""`Run`, what a report did, as a frozen dataclass; and `RUNS`, the registry of the reports' experiments.
+"""`Run`, a frozen dataclass of what a report did, and `RUNS`, the registry of the reports' experiments.
 
-Reported numbers are not here: they are in `results/reported.csv`, joined by the run's name.
+Reported numbers are not here but in `results/reported.csv`, joined by the run's name.
 """
 
 import math
@@ -18,21 +18,21 @@ class Run:
     """One training experiment: a network, the data and the recipe.
 
     Attributes:
-        model, init, slope: what `vggres.build` makes: the network, how its weights are drawn, and its LeakyReLU.
-        dataset: "cifar100", "cifar10", "cifar100-30" (30 training images a class), "synthetic", or of photographs
+        model, init, slope: passed to `vggres.build`: the network, how its weights are drawn, and its LeakyReLU.
+        dataset: "cifar100", "cifar10", "cifar100-30" (30 training images per class), "synthetic", or, for photographs,
             "folder-" and the folder's name.
-        epochs, batch: passes over the training set, and images a step.
-        lr, lr_end: the step size at the start and, of a cosine, at the end.
+        epochs, batch: passes over the training set, and images per step.
+        lr, lr_end: the step size at the start and, for a cosine, at the end.
         weight_decay: the coefficient of a coupled L2 term.
         optimizer: "adam", "sgd" with momentum 0.9, "muon", "adam-scaled" or "adam-two-rates", see `muon`.
         schedule: which of the two meanings of "cosine annealing", or steps down; see `lr_at`.
         augment: random crop of 32 after zero padding by 4, and horizontal flip.
         limit: use only this many training images (None: all); for short runs in tests and chapters.
-        exhibits: where the reports print it, such as "A/Table 1"; not part of what is run.
+        exhibits: where the reports show it, such as "A/Table 1"; no effect on the run.
         normalise: by the constants of the reports' "course" framework, by the training set's "own" mean and standard
             deviation, or "none": pixels from 0 to 1. See `data.scaling`.
-        start: the name of the run from whose kept weights this one starts, all but the last layer's; or "imagenet",
-            torchvision's, or of a file. None: from scratch.
+        start: the run whose kept weights this one starts from, except the last layer's; or "imagenet" (torchvision's
+            weights), or the name of a file. None: from scratch.
         trained: "all" layers, or only the "last".
     """
 
@@ -104,10 +104,10 @@ class Run:
         `lr(t) = lr_end + (lr - lr_end) (1 + cos(pi t / epochs)) / 2`, where t counts
 
         - epochs in "cosine-epoch": one half period, a true annealing (Loshchilov and Hutter, 2017);
-        - steps in "cosine-step": the rate swings with a period of `2 * epochs` steps for the whole run. It is
-          what comes out when a scheduler made for epochs is called after every mini-batch.
+        - steps in "cosine-step": the rate swings with a period of `2 * epochs` steps for the whole run. This
+          is what happens when a scheduler made for epochs is called after every mini-batch.
 
-        In "step30" it is a tenth after every 30 epochs (report C), and `lr_end` means nothing.
+        In "step30" it drops to a tenth after every 30 epochs (report C), and `lr_end` is ignored.
         """
         if self.schedule == "step30":
             return self.lr * 0.1 ** (step // steps_per_epoch // 30)
@@ -124,7 +124,7 @@ class Run:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Run":
-        """The inverse of `to_dict`; a field that is missing, as in an older record, has its default."""
+        """The inverse of `to_dict`; a missing field, as in an older record, takes its default."""
         values = {k: v for k, v in values.items() if k != "name"}
         return cls(**{**values, "exhibits": tuple(values.get("exhibits", ()))})
 
@@ -136,11 +136,11 @@ def _short(x: float) -> str:
 
 
 def _origin(start: str) -> str:
-    """Of another run's name its data and its epochs will do: 'cifar10-sgd-lr5e-2-90ep' -> 'cifar10-90ep'."""
+    """Only the data and the epochs of another run's name: 'cifar10-sgd-lr5e-2-90ep' -> 'cifar10-90ep'."""
     return start.split("-")[0] + re.search(r"(-\d+ep)?$", start)[0]
 
 
-# Report A's text gives these settings for two rows whose table and captions say otherwise.
+# Report A's text gives these settings for two rows, but the table and the captions say otherwise.
 TEXT_OF_A = dict(epochs=250, batch=264, weight_decay=1e-6)
 DEEPER = dict(epochs=250, batch=264, weight_decay=1e-3)  # report A, "Additional experiments"
 
@@ -155,27 +155,27 @@ _TABLE_1 = [  # report A, Table 1, in its order
 ]
 
 
-# Table 1 under the other meaning of "cosine annealing", by which report A probably trained VGG08: see chapter 07.
+# Table 1 under the other meaning of "cosine annealing", with which report A probably trained VGG08: see chapter 07.
 _SWINGING = [replace(run, schedule="cosine-step", exhibits=()) for run in _TABLE_1]
 
-# The plain VGG38 with and without each of three changes: the weights, the slope, the step. With all of them, and with
-# one or two; with none it is Table 1's.
+# The plain VGG38 with three changes: the weights, the slope, the step. `MENDED` has all of them, `_CHANGED` one or two;
+# with none it is Table 1's.
 MENDED = Run("vgg38", init="delta-orthogonal", slope=0.6, lr=4e-4)
-# The same in a plain VGG68: the slope at which the theory's cosine is as in VGG38, 0.65, and a step by its depth.
+# The same in a plain VGG68: the slope that gives the theory's cosine of VGG38, 0.65, and a step chosen for its depth.
 MENDED_68 = replace(MENDED, model="vgg68", slope=0.69, lr=2e-4)
 # Both with orthogonal steps instead of Adam's.
 MUON, MUON_68 = (replace(run, optimizer="muon", lr=2e-2) for run in (MENDED, MENDED_68))
-# What of that is the two rates, what the orthogonal steps?
+# How much of that is due to the two rates, how much to the orthogonal steps?
 TWO_RATES = replace(MUON, optimizer="adam-two-rates")
-_BY_COSINE = [  # the slopes at which it is 0.9, for 37 and for 67 layers (Zhang et al., 2022)
+_BY_COSINE = [  # the slopes at which that cosine is 0.9, for 37 and for 67 layers (Zhang et al., 2022)
     replace(MENDED, slope=0.36),
     replace(MENDED, model="vgg68", slope=0.49),
 ]
-# The same steps where a net is not mended at all, or otherwise, or by half.
+# The same orthogonal steps in nets that are not mended, mended in other ways, or half mended.
 _BY_MUON = [Run(model, optimizer="muon", lr=2e-2) for model in ("vgg38", "vgg38-bn-rc", "vgg38-skipinit")]
 MUON_PLAIN, MUON_BN_RC, _ = _BY_MUON
 _BY_MUON += [replace(MUON, slope=0.01), replace(MUON, init="default")]
-# The net as it stands, by Adam, whose epsilon would drown its gradient.
+# The unchanged net, by Adam on scaled gradients, which its epsilon would otherwise drown.
 SCALED = Run("vgg38", optimizer="adam-scaled", lr=1e-4)
 _CHANGED = [
     replace(MENDED, init=init, slope=slope, lr=lr)
@@ -234,15 +234,15 @@ _GROUPS: list[tuple[tuple[int, ...], list[Run]]] = [
             Run("vgg38-bn-rc", lr=1e-2, **TEXT_OF_A, exhibits=("A/text",)),
         ],
     ),
-    # What else can fix it (no report's): see chapter 08.
+    # What else can fix it (from no report): see chapter 08.
     ((0, 1, 2), _FIXES),
     ((0,), _ASKED),
 ]
-# Report C, "Let's go deeper in CNN", by the code that it links to; but 90 epochs, three steps of the rate, for its 300.
+# Report C, "Let's go deeper in CNN", by the code that it links to, for 90 epochs, three steps of the rate, not 300.
 RESNET = dict(optimizer="sgd", lr=5e-2, weight_decay=5e-4, batch=128, schedule="step30", epochs=90)
 _PAIR = [Run(model, **RESNET, exhibits=("C/Day 7",)) for model in ("resnet18", "resnet18-no-bn")]
 PRETRAINED, _ = _PAIR_10 = [replace(run, dataset="cifar10") for run in _PAIR]
-# Report D, part 2. Optimiser and schedule are not told: the project's defaults, and SGD.
+# Report D, part 2. It gives no optimiser or schedule: we use the project's defaults, and SGD.
 FEW = dict(dataset="cifar100-30", lr=5e-4, batch=32, epochs=30, normalise="own")
 _TRANSFER = [
     Run("resnet18", **FEW, start=PRETRAINED.name, trained="last", exhibits=("D/Part 2",)),
@@ -270,7 +270,7 @@ _GROUPS += [
     ((0, 1, 2), _STEPS),
     ((0,), [_BASENET]),
     # Other readings of report D: step 10 in the net of step 9; steps 9 and 4 in nets as deep as BaseNet; the other
-    # optimiser; and its starting code, of which it tells the 10 epochs only.
+    # optimiser; and its starting code, of which it gives only the 10 epochs.
     ((0,), [replace(_BASENET, model="basenet-6", exhibits=())]),
     ((0, 1, 2), [replace(run, optimizer="sgd", exhibits=()) for run in _TRANSFER]),
     (
@@ -301,8 +301,8 @@ _GROUPS += [
     ((0,), [Run("resnet18-dropout", dataset="cifar10", **RESNET, exhibits=("C/Day 7",))]),
     ((0,), [Run("inception", dataset="cifar10", **RESNET, exhibits=("C/Day 8-9",))]),
     ((0,), [Run("resnet18", dataset="cifar10", augment=False, **RESNET, exhibits=("C/Day 10",))]),
-    # For where there is no GPU: five epochs of the nets of the story, three of report C's pairs; the first net of
-    # the second pair is the pre-training.
+    # For machines without a GPU: five epochs of the story's nets, three of report C's pairs; the first net of the
+    # second pair is the pre-training.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
     (
         (0,),
@@ -340,7 +340,7 @@ def find(name: str) -> Run:
 
 
 def versions(name: str) -> list[str]:
-    """The run of that name, and those that differ from it by fewer epochs alone, the longest first."""
+    """The run of that name, and those that differ from it only in having fewer epochs, the longest first."""
     run = find(name)
     same = [other for other in RUNS.values() if replace(other, epochs=run.epochs) == run and other.epochs <= run.epochs]
     return [other.name for other in sorted(same, key=lambda other: -other.epochs)]

@@ -17,13 +17,13 @@ METRICS = ("train_loss", "train_acc", "val_loss", "val_acc")
 
 
 def reported(results: Path | str | None = None) -> pd.DataFrame:
-    """Every number that the four reports print, with accuracies as fractions of 1.
+    """Every number that reports A, B and D print (C prints none), with accuracies as fractions of 1.
 
-    Columns: report, exhibit, run, seed, metric, value, unit, decimals, note. A folder of results without a
-    `reported.csv` of its own is held against the repository's.
+    Columns: report, exhibit, run, seed, metric, value, unit, decimals, note. A folder of results without its own
+    `reported.csv` is compared with the repository's.
 
     Raises:
-        UserError: there is neither.
+        UserError: neither exists.
     """
     places = [Path(root) / "reported.csv" for root in (results or records.default_root(), records.default_root())]
     if not (found := [place for place in places if place.exists()]):
@@ -38,7 +38,7 @@ def reported(results: Path | str | None = None) -> pd.DataFrame:
 
 def label(run: Run) -> str:
     """The network as the reports write it: "VGG38 BN + RC", "ResNet-18 without BN"; then its initialisation, slope
-    and optimiser, if they are not the reports'."""
+    and optimiser where they are not the reports'."""
     if not run.model.startswith("vgg"):
         words = {"resnet": "ResNet-", "-no-bn": " without BN", "-dropout": " with dropout", "inception": "Inception"}
         words |= {"basenet-no-skip": "BaseNet, plain", "basenet-": "BaseNet, step ", "basenet": "BaseNet"}
@@ -58,7 +58,7 @@ def interval(values: pd.Series) -> float | None:
 
 
 def _row(name: str, metric: str, runs: pd.DataFrame, told: pd.DataFrame) -> dict:
-    """One metric of a run, as reported and as measured; what nobody printed or measured is NaN."""
+    """One metric of a run, as reported and as measured; NaN where it was not printed or not measured."""
     values = runs[runs.run == name][metric].dropna().astype(float)
     here = told[(told.run == name) & (told.metric == metric)].value
     both = {"reported": here.item() if len(here) else math.nan, "measured": values.mean()}
@@ -66,11 +66,11 @@ def _row(name: str, metric: str, runs: pd.DataFrame, told: pd.DataFrame) -> dict
 
 
 def table_1(results: Path | str | None = None, names: list[str] = TABLE_1) -> pd.DataFrame:
-    """Report A's Table 1, or other runs: one row a run and metric.
+    """Report A's Table 1, or other runs: one row per run and metric.
 
-    Columns: run, metric, reported, measured (mean over seeds), interval (half width), n, network, lr, params. What no
-    report prints or nobody measured is NaN. Losses in nats, accuracies as fractions. Measured values are those after
-    the last epoch.
+    Columns: run, metric, reported, measured (mean over seeds), interval (half width), n, network, lr, params. What is
+    not reported or not measured is NaN. Losses in nats, accuracies as fractions. Measured values are those after the
+    last epoch.
     """
     runs, told = records.load_runs(results), reported(results).query("report == 'A' and exhibit == 'Table 1'")
     rows = []
@@ -81,11 +81,11 @@ def table_1(results: Path | str | None = None, names: list[str] = TABLE_1) -> pd
 
 
 def what_else(results: Path | str | None = None) -> pd.DataFrame:
-    """The nets that no report trained, for reading; above them those of Table 1 that they are to be held against.
+    """The nets that no report trained, for reading, below the nets of Table 1 that they are compared with.
 
-    One row a run, indexed by network, learning rate and epochs: parameters, training loss (nats) and validation
+    One row per run, indexed by network, learning rate and epochs: parameters, training loss (nats) and validation
     accuracy after the last epoch, test accuracy of the best epoch (%), mean over n seeds. A shorter run has a row
-    where it is recorded; one of the full length without a record says "not measured".
+    only if it is recorded; a full-length run without a record says "not measured".
     """
     runs, rows = records.load_runs(results), []
     table_1 = [name for name in TABLE_1 if name.startswith("vgg38")]
@@ -104,11 +104,11 @@ def what_else(results: Path | str | None = None) -> pd.DataFrame:
 
 
 def prediction(values: pd.Series, other_images: int | None = None) -> float | None:
-    """Half width of the 95 % interval in which one new run is expected, given the runs measured; None below three.
+    """Half width of the 95 % interval in which one new run is expected, given those measured; None below three.
 
     `sqrt((t s)^2 (1 + 1/n) + z^2 2 p (1 - p) / other_images)`: Student's t with n - 1 degrees of freedom for a new
-    seed; and for an accuracy p that is taken over other images than ours, the sampling error of both sets. (That of
-    a loss is not known from a record; its interval is the first term alone.)
+    seed; and, for an accuracy p over other images than ours, the sampling error of both sets. (A record does not tell
+    that of a loss, whose interval is the first term alone.)
     """
     n = len(values)
     if n < 3:
@@ -120,8 +120,8 @@ def prediction(values: pd.Series, other_images: int | None = None) -> float | No
 
 def verdict(told: float, decimals: float, values: pd.Series, other_images: int | None = None) -> str:
     """One rule for all numbers: "reproduced" when the reported value, anywhere within its printed precision, lies in
-    the `prediction` interval, else "outside". With fewer than three runs "single run" or "two runs": no verdict; with
-    none "not measured"."""
+    the `prediction` interval, else "outside". With one or two runs, no verdict: "single run" or "two runs"; with
+    none, "not measured"."""
     if not len(values):
         return "not measured"
     half = prediction(values, other_images)
@@ -134,7 +134,7 @@ def verdicts(results: Path | str | None = None) -> pd.DataFrame:
     """Every number of reports A and B against what was measured.
 
     Columns: those of `reported`, then measured (mean over seeds), `prediction`, n, verdict, difference (reported -
-    measured). The number of parameters needs no training: its n is 0 and it is reproduced if it is right as printed.
+    measured). Parameter counts need no training: their n is 0, and they are reproduced if they are right as printed.
     """
     runs, told = records.load_runs(results), reported(results)
     told = told[told.report.isin(["A", "B"])].reset_index(drop=True)
@@ -187,7 +187,7 @@ def format_cells(row) -> tuple[str, str, str]:
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """`table_1` for reading: one row a network; reported, and measured with its interval, side by side by metric.
+    """`table_1` for reading: one row per network; reported, and measured with its interval, side by side by metric.
 
     Accuracies in percent, losses in nats; the last column is the number of seeds.
     """
@@ -205,12 +205,12 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare(names: dict[str, str], metric: str = "val_acc", results: Path | str | None = None) -> pd.DataFrame:
-    """One metric of any runs, as reported and as measured: a row for each label of `names` (label -> run).
+    """One metric of any runs, as reported and as measured: one row per label of `names` (label -> run).
 
     Columns: run, metric, reported, measured (mean over seeds), interval (half width), n; as in `table_1`.
 
     Raises:
-        ValueError: the reports print several values for one of them, so that none is *the* reported one.
+        ValueError: the reports print several values for one of them, so none is *the* reported one.
     """
     runs, told = records.load_runs(results), reported(results)
     told = told[~told.exhibit.str.contains(", epoch")]
@@ -225,7 +225,7 @@ def in_words(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame, judged: pd.DataFrame) -> str:
-    """The validation accuracies of `table_1` as a Markdown table, and of what it reports those of `verdicts`."""
+    """The validation accuracies of `table_1` as a Markdown table, with what `verdicts` says of the reported ones."""
     judged = judged[(judged.exhibit == "Table 1") & (judged.metric == "val_acc")][["run", "prediction", "verdict"]]
     table = table[table.metric == "val_acc"].merge(judged, how="left", on="run")
     heads = ["network", "learning rate", "parameters", "reported", "measured", "mean", "new run", "n", "verdict"]
@@ -239,8 +239,8 @@ def markdown(table: pd.DataFrame, judged: pd.DataFrame) -> str:
 
 
 def cost(names: list[str], results: Path | str | None = None) -> str:
-    """At which commits these runs were measured, and on what all are; with the time where the one device is a GPU.
-    To be unfolded where it is read as HTML."""
+    """The commits at which these runs were measured, and the devices of all records, with the time where the only
+    device is a GPU; folded when read as HTML."""
     runs = records.load_runs(results)
     if runs.empty:
         return "Nothing has been measured yet."
@@ -257,7 +257,7 @@ def cost(names: list[str], results: Path | str | None = None) -> str:
 
 
 def readme_table(results: Path | str | None = None) -> str:
-    """What stands between the README's markers."""
+    """What goes between the README's markers."""
     fixes, judged = records.recorded(FIXES, results), verdicts(results)
     parts = ["The same for nets that no report trained:", markdown(table_1(results, fixes), judged)] if fixes else []
     return "\n\n".join([markdown(table_1(results), judged), *parts, cost(TABLE_1 + fixes, results)])
@@ -267,7 +267,7 @@ MARKERS = "<!-- table 1 begins: made by `vggres tables --readme README.md` -->",
 
 
 def update_readme(text: str, results: Path | str | None = None) -> str:
-    """The README with its generated part made anew.
+    """The README with its generated part renewed.
 
     Raises:
         ValueError: the markers are missing.

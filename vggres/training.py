@@ -25,24 +25,24 @@ from vggres.runs import Run
 from vggres.weights import begin, keep
 
 log = logging.getLogger(__name__)
-APART = 40  # steps between runs that begin together: the end of an epoch keeps the host busy, so not all at once
+APART = 40  # steps by which the starts of runs are staggered: the end of an epoch keeps the host busy
 
 
 def train(*args, **options) -> dict | None:
-    """Train a run and write its record: `train_together` of one. Arguments, result and errors are those of `steps`."""
+    """Train one run and write its record, by `train_together`. Arguments, result and errors are those of `steps`."""
     ((_, record),) = train_together([steps(*args, **options)])
     return record
 
 
 def train_together(trainings: Iterable[Generator], at_once: int | None = None) -> Iterator[tuple[int, dict | None]]:
-    """Train several runs by turns, a step each. Each record is the same as if its run had been trained alone; on a GPU
+    """Train several runs in turn, one step each. Each record is the same as if its run had been trained alone; on a GPU
     their work can overlap, since one such net is too small to fill it.
 
     Args:
-        trainings: of different runs or seeds, each from `steps`; the next is taken when one has ended.
-        at_once: how many; all of them if None.
+        trainings: of different runs or seeds, each from `steps`; the next begins when one has ended.
+        at_once: how many at a time; None: all of them.
 
-    Yields: (position among the trainings, record) as each ends; None for a record where the time was up first.
+    Yields: (position among the trainings, record) as each ends; the record is None if the time was up first.
 
     Raises:
         UserError: the first that a training raises; the others stop and can be resumed.
@@ -76,23 +76,23 @@ def steps(
     start: tuple[dict, str] | None = None,
 ) -> Generator[int, None, dict | None]:
     """The training of a run, to be advanced by `train_together`: it pauses after each step, and yields the number of
-    images that it has trained on since the last pause.
+    images trained on since the last pause.
 
-    What was begun is resumed, what is recorded is not trained again. A run that is killed anywhere and started
-    again ends with the same history, gradients and weights, bit for bit on the same machine: checkpoints are
+    A run that was begun is resumed; one that is recorded is not trained again. A run that is killed at any point and
+    started again ends with the same history, gradients and weights, bit for bit on the same machine: checkpoints are
     written after each epoch, and an epoch's randomness depends on (seed, epoch) alone. (On CUDA this needs
     `torch.use_deterministic_algorithms(True)`.)
 
     Args:
-        seed: of the initial weights, the order of the images and their augmentation.
+        seed: for the initial weights, the order of the images and their augmentation.
         results: the folder of records.
         device: "auto", "cpu", "cuda", ...
-        minutes: stop cleanly after this time; the same call goes on later.
-        say: is called with a line for the user, such as "resumes after epoch 12".
-        together: how many runs at most share the device, and so its time; noted with it in the record.
-        start: the weights that `run.start` names if it names no run, and their SHA-256.
+        minutes: stop cleanly after this time; the same call continues later.
+        say: called with each line for the user, such as "resumes after epoch 12".
+        together: how many runs at most share the device, and so its time; recorded with the device.
+        start: the weights and their SHA-256, if `run.start` does not name a run.
 
-    Returns: the record, or None when the time was up first.
+    Returns: the record, or None if the time was up first.
 
     Raises:
         UserError: the results folder cannot be written, another process trains this run, the checkpoint is of
@@ -169,7 +169,7 @@ def steps(
 
 
 def choices(run: Run, seed: int, epoch: int, data: Data, train_set: Images) -> Plan:
-    """An epoch's order, crops and flips; of a folder of photographs, whose crops differ in size, the images anew."""
+    """An epoch's order, crops and flips. Photographs, whose crops differ in size, are redrawn themselves."""
     anew = run.augment and data.redraw is not None
     if anew:
         train_set.exchange(data.redraw(seed, epoch))
@@ -177,7 +177,7 @@ def choices(run: Run, seed: int, epoch: int, data: Data, train_set: Images) -> P
 
 
 def measure(run: Run, seed: int, data: Data, engine: Engine, state: State, test_set: Images) -> dict:
-    """The record of a finished run. The test set is seen here, once: by the last weights and by the best."""
+    """The record of a finished run. The test set is used here, once: with the last weights and with the best."""
     result = records.summarise(state.history) | dict(
         test_loss=None, test_acc=None, test_loss_last=None, test_acc_last=None
     )
@@ -206,7 +206,7 @@ def measure(run: Run, seed: int, data: Data, engine: Engine, state: State, test_
 
 
 def with_later(noted: list[dict]) -> dict:
-    """What trained a run, for its record: the first, and whatever took its place after a resume."""
+    """What trained a run, for its record: the first entry, and those that replaced it after a resume."""
     return noted[0] | ({"later": noted[1:]} if noted[1:] else {})
 
 
@@ -235,12 +235,12 @@ def device_name(device: torch.device) -> str:
 
 
 class Claimed(UserError):
-    """Another process trains this run."""
+    """Another process is training this run."""
 
 
 @contextmanager
 def claim(folder: Path):
-    """The run's folder, made if missing, proved writable, and locked against a second process."""
+    """The run's folder, created if missing, checked to be writable, and locked against a second process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "train.lock").acquire(timeout=0)
@@ -251,13 +251,13 @@ def claim(folder: Path):
     except OSError as e:
         raise UserError(f"{folder}: cannot be written ({e.strerror}); choose another folder with --results") from e
     with lock:
-        for rest in folder.glob("*.tmp"):  # of a process that was killed while it wrote
+        for rest in folder.glob("*.tmp"):  # left by a process that was killed while writing
             rest.unlink()
         yield folder
 
 
 def progress(run: Run, seed: int, images: int, state: State) -> tqdm:
-    """A bar over all images of the run, with images/s and time left; not where there is no terminal."""
+    """A bar over all images of the run, with images/s and time left; none without a terminal."""
     return tqdm(
         total=run.epochs * images,
         initial=state.epoch * images,

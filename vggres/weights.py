@@ -1,5 +1,5 @@
-"""The weights of a few runs, kept beside the records: written once, proved by the record's hash, loaded as a net, or
-started from."""
+"""The weights of a few runs, kept beside the records: written once, verified by the record's hash, and loaded as a
+net or as a starting point."""
 
 import hashlib
 import io
@@ -17,18 +17,18 @@ from vggres.files import write_atomically
 from vggres.models import build, layers
 from vggres.runs import WEIGHTS, Run, find
 
-COMMITTED = 10e6  # bytes; what is larger is kept in a folder that git ignores, and made again by training
+COMMITTED = 10e6  # bytes; larger files are kept in a folder that git ignores, and made again by training
 
 
 class NoWeights(UserError):
-    """The weights of a run are asked for, and it has none yet."""
+    """A run's weights are asked for, but it has none yet."""
 
 
 def keep(results: Path | str, name: str, seed: int, state: dict[str, Tensor]) -> dict:
-    """Write `weights/<run>.safetensors` (float32) if the registry asks for them: of seed 0 of a few runs. Above 10 MB
+    """Write `weights/<run>.safetensors` (float32) if the registry asks for them: for seed 0 of a few runs. Above 10 MB
     they go to `weights-local/`, which git ignores.
 
-    Returns: what the record says of it; empty where nothing was to be written.
+    Returns: what the record says about them; empty if nothing was to be written.
     """
     if name not in WEIGHTS or seed:
         return {}
@@ -40,10 +40,10 @@ def keep(results: Path | str, name: str, seed: int, state: dict[str, Tensor]) ->
 
 
 def load(name: str, results: Path | str | None = None) -> nn.Module:
-    """The net of a run, of seed 0, after the epoch of its best validation accuracy; in evaluation mode.
+    """The net of a run (seed 0) after the epoch with its best validation accuracy, in evaluation mode.
 
     Raises:
-        UserError: no such run, no record or no weights of it, or other weights than the record was written with.
+        UserError: no such run, no record or no weights of it, or weights other than those the record was written with.
     """
     run = find(name)
     net = build(run.model, None, run.init, run.slope, SPECS[run.dataset].classes)
@@ -52,7 +52,7 @@ def load(name: str, results: Path | str | None = None) -> nn.Module:
 
 
 def read(name: str, results: Path | str | None = None) -> tuple[dict[str, Tensor], str]:
-    """The kept weights of a run, of seed 0, and the SHA-256 of their file. Raises as `load` does."""
+    """The kept weights of a run (seed 0), and the SHA-256 of their file. Raises as `load` does."""
     results = Path(results or records.default_root())
     folder = records.folder_of(results, name, 0)
     record = records.read(folder) if (folder / "run.json").exists() else {}
@@ -77,13 +77,13 @@ def read(name: str, results: Path | str | None = None) -> tuple[dict[str, Tensor
 
 
 def read_file(file: Path | None = None) -> tuple[dict[str, Tensor], str]:
-    """Weights that are no run's, and the SHA-256 of their file: `.safetensors`, or a state_dict by `torch.save`.
+    """Weights that are not a run's, and the SHA-256 of their file: `.safetensors`, or a state_dict from `torch.save`.
 
     Args:
-        file: None for torchvision's ResNet-18 of ImageNet, which is fetched once.
+        file: None for torchvision's ImageNet ResNet-18, which is fetched once.
 
     Raises:
-        UserError: it cannot be fetched or read.
+        UserError: the file cannot be fetched or read.
     """
     if file is None:
         from torchvision.models import ResNet18_Weights
@@ -103,29 +103,29 @@ def read_file(file: Path | None = None) -> tuple[dict[str, Tensor], str]:
         else:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return {str(k): v for k, v in state.items() if isinstance(v, Tensor)}, hashlib.sha256(content).hexdigest()
-    except Exception as e:  # of a class that depends on the damage
+    except Exception as e:  # its class depends on the damage
         raise UserError(f"{file}: no weights can be read from it ({type(e).__name__})") from e
 
 
 def begin(net: nn.Module, run: Run, results: Path | str, given: tuple[dict[str, Tensor], str] | None = None) -> dict:
-    """Put the weights of `run.start` into a net, all but the last layer's, which stays as it was drawn; and let only
+    """Put the weights of `run.start` into a net, except in the last layer, which stays as it was drawn; and let only
     the last layer be trained if the run says so.
 
-    Batch normalisation goes on using, and remembering, the statistics of its batches: they have nothing to train.
+    Batch normalisation goes on using, and tracking, the statistics of its batches: they are not trained.
 
     Args:
         given: weights that are not a run's, and the SHA-256 of their file.
 
-    Returns: what the record says of it; empty for a run from scratch.
+    Returns: what the record says about it; empty for a run from scratch.
 
     Raises:
-        UserError: there are no such weights, or they are of another network.
+        UserError: there are no such weights, or they belong to another network.
     """
     if not run.start:
         return {}
     state, digest = given or read(run.start, results)
     (last, _), own = layers(net)[-1], net.state_dict()
-    # Batch normalisation counts its batches, but files from before it did lack the number, and nothing uses it.
+    # Older files lack the number of batches that batch normalisation has seen, and nothing uses it.
     wanted, kept = (
         {k: v for k, v in tensors.items() if not k.startswith(f"{last}.") and not k.endswith("num_batches_tracked")}
         for tensors in (own, state)

@@ -1,5 +1,5 @@
-"""Convolutions of 32 channels to 32 on a CPU in float32, by Winograd's algorithm (Lavin and Gray, 2016): twice as fast
-as torch's or faster. The arithmetic is in `winograd.c`, which is compiled where there is a C compiler."""
+"""Convolutions from 32 channels to 32 on a CPU in float32, by Winograd's algorithm (Lavin and Gray, 2016): at least
+twice as fast as torch's. The arithmetic is in `winograd.c`, which is compiled where there is a C compiler."""
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,8 @@ NAME, CHANNELS, TILE = "winograd", 32, 4
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` of 32 channels to 32, 3x3, stride 1, padding 1. What is no batch of such images, in float32 on a CPU,
-    multiples of 4 pixels high and wide, is left to torch."""
+    """`nn.Conv2d` from 32 channels to 32, 3x3, stride 1, padding 1. Anything but a batch of such images, in float32 on
+    a CPU, with height and width multiples of 4, is left to torch."""
 
     def forward(self, x: Tensor) -> Tensor:
         ours = x.ndim == 4 and x.shape[1] == CHANNELS and not (x.shape[2] % TILE or x.shape[3] % TILE)
@@ -22,8 +22,8 @@ class Conv2d(nn.Conv2d):
 
 
 def use(net: nn.Module) -> str | None:
-    """Make a `Conv2d` of this module of every convolution of a net that can be one. Returns: "winograd" if there are
-    any, and a C compiler."""
+    """Turn every suitable convolution of a net into this module's `Conv2d`. Returns: "winograd" if there are any and
+    there is a C compiler, else None."""
     same = [m for m in net.modules() if isinstance(m, nn.Conv2d) and _fits(m)]
     if not (same and compiled(NAME)):
         return None
