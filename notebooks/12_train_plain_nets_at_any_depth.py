@@ -415,9 +415,9 @@ assert scaled[["train_acc", "val_acc", "test_acc"]].min() > 0.19 and scaled.trai
 #   has 61.3 %, level with report A's best VGG38, which Adam trained. With a shortcut in every block VGG38 has, by Adam,
 #   62.4 %, and 65.5 % with weight decay.
 # - A gradient of 1e-18 is lost in Adam's epsilon, not for learning. Multiplied by $2^{56}$, at a rate of 1e-4, it is
-#   healthy in every layer an epoch later, with Muon within a few. The VGG38 of the reports, as it is, then learns: in a
-#   hundred epochs scaled Adam brings it to 19 % of the test images and Muon to 47 %, a single run each; mended first,
-#   it has 61 %.
+#   healthy in every layer an epoch later; with Muon after four to nine. The VGG38 of the reports, as it is, then
+#   learns: in a hundred epochs scaled Adam brings it to 19 % of the test images and Muon to 47 %, a single run each;
+#   mended first, it has 61 %.
 # - Depth, up to 248 layers, does not keep a plain net from beginning to learn (on CIFAR-100, up to 68). Nothing here
 #   shows that it helps, either: by construction, what the slope leaves of the nonlinearity at the start is the same for
 #   all depths.

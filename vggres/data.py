@@ -103,7 +103,11 @@ class Data:
     redraw: Callable[[int, int], np.ndarray] | None = None  # (seed, epoch) -> that epoch's training images
 
     def subset(self, n: int) -> "Data":
-        """The same with at most `n` training, `n // 2` validation and `n // 2` test images, balanced by class."""
+        """The same with at most `n` training, `n // 2` validation and `n // 2` test images, balanced by class.
+
+        Raises:
+            UserError: the images are photographs, which are used whole.
+        """
         if self.redraw:
             raise UserError(f"{self.name}: a folder of photographs is used whole, without a limit")
         sizes = {"train": n, "val": max(1, n // 2), "test": max(1, n // 2)}

@@ -79,7 +79,7 @@ class Block(nn.Module):
 class Scale(nn.Module):
     """Multiply by one learnable number, which starts at 0: SkipInit (De and Smith, 2020, section 4).
 
-    A residual block whose branch ends in it starts as the identity, whatever its weights.
+    A residual block whose branch ends in it starts as its shortcut and last activation, whatever its weights.
     """
 
     def __init__(self):
@@ -150,7 +150,7 @@ MODELS: dict[str, dict] = {
     "vgg16-bn-rc": dict(stages=2, blocks=1, norm=True, residual="all", convs=3, project=True),
     "vgg50-bn-rc": dict(stages=3, blocks=4, norm=True, residual="all", convs=3, project=True),
     "vgg150-bn-rc": dict(stages=4, blocks=11, norm=True, residual="all", convs=3, project=True),
-    # From no report: without batch normalisation in their depth, trained by initialisation, activation and step alone.
+    # From no report: without batch normalisation in their depth.
     "vgg68": dict(stages=3, blocks=10),
     "vgg38-skipinit": dict(stages=3, blocks=5, residual="all", skipinit=True),
 }
@@ -245,7 +245,7 @@ def count_parameters(net: nn.Module) -> int:
 
 @functools.cache
 def multiply_adds(name: str) -> int:
-    """Those of convolutions and linear layers in the forward pass of one 32x32 image; counted, not computed."""
+    """Multiply-adds of the convolutions and linear layers in the forward pass of one 32x32 image; only counted."""
     counts: list[int] = []
     with torch.device("meta"):
         net = build(name).eval()

@@ -301,7 +301,7 @@ _GROUPS += [
     ((0,), [Run("resnet18-dropout", dataset="cifar10", **RESNET, exhibits=("C/Day 7",))]),
     ((0,), [Run("inception", dataset="cifar10", **RESNET, exhibits=("C/Day 8-9",))]),
     ((0,), [Run("resnet18", dataset="cifar10", augment=False, **RESNET, exhibits=("C/Day 10",))]),
-    # For machines without a GPU: five epochs of the story's nets, three of report C's pairs; the first net of the
+    # For machines without a GPU: 5 or 15 epochs of the story's nets, 3 of report C's pairs; the first net of the
     # second pair is the pre-training.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
     (
