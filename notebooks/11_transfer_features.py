@@ -131,18 +131,19 @@ measured = 100 * by_run[["train_acc", "val_acc", "test_acc"]].mean().loc[list(br
 measured.assign(n=by_run.size()).set_axis(list(briefly)).round(2)
 
 # %% [markdown]
-# **Figure 2 and Table 1.** In percent; training dashed, validation solid; a single run each. Three passes over ten
-# other classes leave a net that gets about 61 % of those right. Starting there, the *whole network* reaches 38.2 % on
-# the test images of a hundred classes, from thirty images of each. From scratch, in the same number of steps, it
-# reaches 30.2 %. So here a start from scratch is eight points worse; what it would be on the report's images is not
-# known. The *last layer* alone reaches 16.1 %, half of what a start from scratch gives, and only 20 % on its training
-# images: at this one rate, and with features of three epochs, it can make little of them. (In the report, after
-# ImageNet, the last layer reaches 36 % and the whole network 56 %: closer together than here, further apart than in the
-# tiny example.)
+# **Figure 2 and Table 1.** In percent; training dashed, validation solid; a single run each, but three from scratch, of
+# which the table has the means. Three passes over ten other classes leave a net that gets about 61 % of those right.
+# Starting there, the *whole network* reaches 38.2 % on the test images of a hundred classes, from thirty images of
+# each. From scratch, in the same number of steps, it reaches 30.3 %, and 30.9 % in the best of three runs. So here a
+# start from scratch is eight points worse; what it would be on the report's images is not known. The *last layer* alone
+# reaches 16.1 %, half of what a start from scratch gives, and only 20 % on its training images: at this one rate, and
+# with features of three epochs, it can make little of them. (In the report, after ImageNet, the last layer reaches 36 %
+# and the whole network 56 %: closer together than here, further apart than in the tiny example.)
 
 # %%
 last, whole, scratch = measured.test_acc
-assert whole > scratch + 6 and scratch > last + 10
+alone = 100 * by_run.get_group(briefly["from scratch"]).test_acc
+assert len(alone) == 3 and 7 < whole - alone.max() and whole - scratch < 8 and scratch > last + 10
 assert whole > last + 15 and measured.train_acc.iloc[1] > 90
 
 # %% [markdown]
@@ -263,9 +264,9 @@ print(f"{len(fits)} of 201 sizes from 2,900 to 3,100 fit both test accuracies; 3
 #
 # - On a tiny example features learned on other classes beat a start from scratch by far, even if only the last layer
 #   may move.
-# - On 3,000 images of CIFAR-100, after three epochs of CIFAR-10: whole network 38.2 %, from scratch 30.2 %, last layer
-#   16.1 % of the test images, a single run each. Report D, after ImageNet, finds the same order, 56 to 36 %, and says
-#   nothing of a start from scratch.
+# - On 3,000 images of CIFAR-100, after three epochs of CIFAR-10: whole network 38.2 %, from scratch 30.3 % (mean of
+#   three runs), last layer 16.1 % of the test images, a single run each. Report D, after ImageNet, finds the same
+#   order, 56 to 36 %, and says nothing of a start from scratch.
 # - What ninety epochs of CIFAR-10 would be worth is not measured yet.
 # - Report D's losses are divided by the batch size once too often, and fit 200 classes, not the 100 of its text; the
 #   sizes of its sets, too, fit the first Caltech-UCSD Birds.
