@@ -442,10 +442,10 @@ assert means.val_acc[MUON_PLAIN.name].round(1) == 45.8
 # ![Left: the gradient of each layer before the first step. Right: what each net then learns in a hundred
 # epochs.](../figures/headline.png)
 #
-# **Figure 5.** A hundred epochs, as far as measured; the plain net with Muon is purple, and the numbers are those after
-# the last epoch. *Left*, the gradient, is what the reports looked at. It tells which of these nets fails with Adam as
-# it is usually set, but not which will learn best; and that net, too, learns with Muon, or if Adam's epsilon is made to
-# count for nothing (chapter 12).
+# **Figure 5.** A hundred epochs, as far as measured; the mended net with Muon is purple, VGG38 as it is orange, and the
+# numbers are those after the last epoch. *Left*, the gradient, is what the reports looked at. It tells which of these
+# nets fails with Adam as it is usually set, but not which will learn best; and that net, too, learns with Muon, or if
+# Adam's epsilon is made to count for nothing (chapter 12).
 #
 # ## What was shown
 #
