@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from vggres import build, data, figures, records, training, winograd
 from vggres.engine import Engine, pick_device
@@ -218,6 +219,18 @@ columns = {
 pd.DataFrame(columns)
 
 # %% [markdown]
+# Torch can count, too. It finds the same forward and a little less than twice as much back, since nobody asks for the
+# gradient of the images:
+
+# %%
+with FlopCounterMode(display=False) as forward:
+    loss = F.cross_entropy(build("vgg38-bn-rc", seed=0).train()(x), y)
+with FlopCounterMode(display=False) as backward:
+    loss.backward()
+assert forward.get_total_flops() == 2 * work["vgg38-bn-rc"] * len(x)
+print(f"back / forward: {backward.get_total_flops() / forward.get_total_flops():.2f}")
+
+# %% [markdown]
 # VGG38 costs eight and a half times as much as VGG08. That is arithmetic; now measure. *Live*, the four parts of a step
 # at batch 100, each timed by itself: the batch (gather, crop, flip, normalise), the forward pass with the loss, the
 # backward pass, and Adam.
@@ -269,7 +282,7 @@ plt.show()
 
 # %%
 if device.type == "cpu":
-    assert (share["batch"] + share["Adam"] < 25).all() and (share["backward"] > share["forward"] / 2).all()
+    assert (share["forward"] + share["backward"] > 50).all()
 
 # %% [markdown]
 # **Figure 2.** The share of each part, on the machine that ran this cell. On a CPU the two middle parts fill the bar.
