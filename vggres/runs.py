@@ -183,10 +183,10 @@ _CHANGED = [
     if (init, slope, lr) not in {("default", 0.01, 1e-3), ("delta-orthogonal", 0.6, 4e-4)}
 ]
 _FIXES = [MENDED, MUON, Run("vgg38-skipinit")]
+_CHANGED += [Run("vgg38", init=init, lr=1e-4) for init in ("he", "delta-orthogonal")]
 _ASKED = [
     *_CHANGED,
     TWO_RATES,
-    *(Run("vgg38", init=init, lr=1e-4) for init in ("he", "delta-orthogonal")),
     MENDED_68,
     MUON_68,
     *_BY_COSINE,
@@ -308,6 +308,7 @@ _GROUPS += [
         (0,),
         [replace(run, epochs=5) for run in (*_FIXES, TWO_RATES, MENDED_68, _BY_COSINE[1], MUON_68, *_BY_MUON, SCALED)],
     ),
+    ((0,), [replace(run, epochs=5) for run in _CHANGED]),
     ((0,), [replace(run, epochs=15) for run in (MUON, MUON_BN_RC, MUON_PLAIN, SCALED)]),
     ((0,), [replace(run, epochs=3, exhibits=()) for run in _PAIR + _PAIR_10] + _AFTER_IT),
 ]
@@ -331,7 +332,8 @@ def find(name: str) -> Run:
         UserError: no such run; the message names the nearest ones.
     """
     if name not in RUNS:
-        near = get_close_matches(name, RUNS, n=4, cutoff=0.3)
+        longer = [other for other in RUNS if other.startswith(name)]
+        near = longer[:4] or get_close_matches(name, RUNS, n=4, cutoff=0.3)
         raise UserError(
             f"no run is called {name!r}; "
             + (f"the nearest: {', '.join(near)}" if near else "`vggres list` names them all")
