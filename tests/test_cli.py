@@ -333,6 +333,10 @@ def test_an_unknown_run_gets_the_nearest(train, name):
     refused(train(name), repr(name), "vgg38-bn-rc")
 
 
+def test_an_abbreviated_name_gets_those_that_begin_so(train):
+    refused(train("inception"), "'inception'", "inception-cifar10-")
+
+
 def test_one_unknown_run_among_known_ones_is_found_out_before_training(train, results):
     refused(train("vgg08", "vgg99"), "'vgg99'")
     assert nothing_trained(results)

@@ -127,7 +127,14 @@ def test_a_layouts_own_folder_will_do(tmp_path, monkeypatch):
 def test_a_python_layouts_own_folder_will_do(tmp_path, monkeypatch):
     folder = write_small_python(monkeypatch, tmp_path)
     assert data.available("cifar100", folder)
-    assert read_all(data.load("cifar100", folder)) == read_all(data.load("cifar100", tmp_path))
+    monkeypatch.chdir(folder)
+    assert read_all(data.load("cifar100", ".")) == read_all(data.load("cifar100", tmp_path))
+
+
+def test_a_home_is_what_a_tilde_means(tmp_path, monkeypatch):
+    write_small(monkeypatch, tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert data.available("cifar100", "~")
 
 
 def test_the_data_beside_a_folder_that_holds_none_is_not_taken(tmp_path, monkeypatch):

@@ -101,7 +101,7 @@ def test_images_of_any_size_are_flipped_whole():
     assert torch.equal(flipped, plain.flip(3)) and plain.shape == (3, 3, SIZE, SIZE)
 
 
-@pytest.mark.parametrize("make", ["nothing", "no classes", "other classes", "no image", "too few"])
+@pytest.mark.parametrize("make", ["nothing", "no classes", "other classes", "no image", "too few", "val"])
 def test_what_is_no_folder_of_images_is_refused(tmp_path, make):
     root = named = tmp_path / "pictures"
     if make == "no classes":
@@ -114,6 +114,9 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path, make):
         named.write_text("red")
     elif make == "too few":
         draw(root, 3, 0)
+    elif make == "val":  # a layout of others, in which train and val would be taken for two classes
+        draw(root / "train", 30, 0)
+        draw(root / "val", 30, 1)
     with pytest.raises(UserError, match=re.escape(str(named))):
         photographs.load(root, SIZE)
 
@@ -194,7 +197,8 @@ def test_the_command_refuses_in_one_line(pictures, file, tmp_path):
     refused(transfer(pictures, results, "--weights", tmp_path / "nowhere.pth"), "nowhere.pth")
     other = tmp_path / "other.pth"
     torch.save(build("vgg08").state_dict(), other)
-    refused(transfer(pictures, results, "--weights", other), "other", "resnet18-224")
+    refused(transfer(pictures, results, "--weights", other), "other", "resnet18-224", "conv1.weight", "absent")
+    refused(transfer(pictures, results, "--weights", ""), "no weights")
     refused(transfer(pictures, results, "--weights", "none", "--seed", -1), "'--seed'", "equal to 0")
     refused(transfer(pictures, results, "--weights", "none", "--size", 32), "--size", "33")
     refused(transfer(pictures, results, "--weights", "none", "--last-layer"), "--last-layer", "none")

@@ -177,7 +177,12 @@ def _tell(job: tuple[Run, int], record: dict) -> None:
 
 @app.command()
 def transfer(
-    images: Annotated[Path, typer.Option(help="Folder of images: CLASS/IMAGE, or train/CLASS/IMAGE and test/...")],
+    images: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of images: CLASS/IMAGE, or train/CLASS/IMAGE and test/...", exists=True, file_okay=False
+        ),
+    ],
     results: Results,
     weights: Annotated[
         str, typer.Option(help="imagenet (torchvision's, fetched once), none, or a file of a ResNet-18's weights.")
@@ -202,7 +207,7 @@ def transfer(
     )
     pick_device(device)  # it and the commit are asked for again in training: here before every photograph is read
     records.provenance()
-    start = read_file(None if weights == "imagenet" else Path(weights)) if name else None
+    start = read_file(None if weights == "imagenet" else Path(weights)) if weights != "none" else None
     loaded, say = photographs.load(images, size), partial(typer.echo, err=True)
     _tell((run, seed), training.train(run, seed, loaded, results, device, say=say, start=start))
 

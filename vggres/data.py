@@ -119,6 +119,11 @@ def default_root() -> Path:
     return Path(os.environ.get("VGGRES_DATA") or Path.home() / ".cache" / "vggres")
 
 
+def _root(root: Path | str | None) -> Path:
+    """In full, since a shell leaves the ~ of --data=~/cifar as it is, and "." has no name."""
+    return Path(root or default_root()).expanduser().absolute()
+
+
 def load(name: str = "cifar100", root: Path | str | None = None) -> Data:
     """Read and verify a dataset, and split its training images 19 : 1.
 
@@ -194,7 +199,7 @@ def fetch(name: str = "cifar100", root: Path | str | None = None) -> Path:
     Raises:
         UserError: no such dataset, the download failed, or the folder cannot be written.
     """
-    spec, root = _spec(name), Path(root or default_root())
+    spec, root = _spec(name), _root(root)
     if not available(name, root):
         from torchvision import datasets
 
@@ -212,7 +217,7 @@ def fetch(name: str = "cifar100", root: Path | str | None = None) -> Path:
 
 
 def _find(name: str, root: Path | str | None) -> Path:
-    spec, root = _spec(name), Path(root or default_root())
+    spec, root = _spec(name), _root(root)
     for folder in (root / spec.folder, root):
         if all((folder / f).is_file() for files in spec.files.values() for f in files):
             return folder

@@ -16,7 +16,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException as e:
-        os.unlink(name)
+        Path(name).unlink(missing_ok=True)  # an interrupt may come just after it was renamed
         if isinstance(e, OSError):  # on a full disk the error does not name the file
             raise OSError(e.errno, e.strerror, str(path)) from e
         raise

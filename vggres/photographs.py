@@ -41,6 +41,12 @@ def load(root: Path | str, size: int = 224) -> Data:
             f"{root}: no images by class there ({e}); lay them out as <class>/<image>, or "
             "train/<class>/<image> and test/<class>/<image>"
         ) from e
+    for path, _ in (sample for folder in (first, *others) for sample in folder.samples):
+        if len(Path(path).relative_to(root).parts) != 2 + apart:  # or of train/ and val/ each would be a class
+            raise UserError(
+                f"{path}: an image must lie in its class's own folder; lay them out as <class>/<image>, or "
+                "train/<class>/<image> and test/<class>/<image>"
+            )
     if others and others[0].classes != first.classes:
         raise UserError(f"{root}: train and test have other classes: {first.classes}, {others[0].classes}")
 
@@ -69,7 +75,7 @@ def load(root: Path | str, size: int = 224) -> Data:
     train, val = hold(20, train)
     if not (train and val and test):
         counts = f"{len(train)} train, {len(val)} validate, {len(test)} test"
-        raise UserError(f"{root}: too few images: {counts}; a class needs 25, or 20 in train/ and some in test/")
+        raise UserError(f"{root}: too few images: {counts}; a class needs 24, or 20 in train/ and some in test/")
     digests = {}
     for split, files in (("train", train + val), ("test", test)):
         each = sorted(hashlib.sha256(y.to_bytes(2) + Path(path).read_bytes()).digest() for path, y in files)

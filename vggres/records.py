@@ -77,7 +77,7 @@ def provenance() -> dict:
             "dirty": bool(git("status", "--porcelain", "--untracked-files=no", ".")),
         }
     except (OSError, subprocess.CalledProcessError) as e:
-        why = (getattr(e, "stderr", None) or str(e)).strip()
+        why = " ".join((getattr(e, "stderr", None) or str(e)).split())
         raise UserError(
             f"a record needs the commit of the code, and git does not tell that of {here.parent} ({why}); train from "
             "a clone, or set VGGRES_COMMIT to the commit"
@@ -139,9 +139,10 @@ def read(folder: Path) -> dict:
     try:
         record = json.loads((folder / "run.json").read_text())
     except (OSError, ValueError) as e:
-        raise UserError(f"{folder / 'run.json'}: no readable record ({e})") from e
+        raise UserError(f"{folder / 'run.json'}: no readable record ({e}); restore it, or move {folder} away") from e
     if not isinstance(record, dict) or not record.keys() >= PARTS:
-        raise UserError(f"{folder / 'run.json'}: no record; it must have {', '.join(sorted(PARTS))}")
+        parts = ", ".join(sorted(PARTS))
+        raise UserError(f"{folder / 'run.json'}: no record; it must have {parts}; restore it, or move {folder} away")
     return record
 
 

@@ -130,8 +130,13 @@ def begin(net: nn.Module, run: Run, results: Path | str, given: tuple[dict[str, 
         {k: v for k, v in tensors.items() if not k.startswith(f"{last}.") and not k.endswith("num_batches_tracked")}
         for tensors in (own, state)
     )
-    if {k: v.shape for k, v in kept.items()} != {k: v.shape for k, v in wanted.items()}:
-        raise UserError(f"the weights of {run.start} are not of a {run.model}: other layers or other shapes")
+    here, there = ({k: tuple(v.shape) for k, v in tensors.items()} for tensors in (wanted, kept))
+    for k in here | there:
+        if here.get(k) != there.get(k):
+            raise UserError(
+                f"the weights of {run.start} are not of a {run.model}: there {k} is {there.get(k, 'absent')}, in the "
+                f"net {here.get(k, 'absent')}; needed is the plain state_dict of such a net"
+            )
     net.load_state_dict(own | kept)
     if run.trained == "last":
         for name, p in net.named_parameters():
