@@ -6,7 +6,7 @@
 #
 # **You will see** both nets train, their gradients layer by layer, and the factor by which each layer shrinks them,
 # predicted and measured.
-# **You will learn** why VGG38's failure is decided before its first step, and why Adam does not rescue it.
+# **You will learn** why, with Adam, VGG38's failure is decided before its first step.
 # **You need** the chain rule, a little PyTorch, and a minute on two CPU cores. No GPU or dataset is needed: without
 # CIFAR-100 the live cells use a small procedural set of 100 classes.
 #
@@ -29,8 +29,9 @@ from vggres.models import count_parameters, layers
 # ## Two nets
 #
 # Both are plain VGGs: 3x3 convolutions with 32 filters, LeakyReLU, one batch normalisation after the first convolution,
-# three stages that each end by halving the image, global average pooling and one linear layer. VGG38 has ten more
-# convolutions in each stage. Nothing else differs.
+# three stages, global average pooling and one linear layer. Each stage ends in a *reduction block*, two convolutions
+# and a pooling that halves the image. VGG38 has five *processing blocks* of two convolutions before it in each stage,
+# VGG08 none. Nothing else differs.
 
 # %%
 vgg08, vgg38 = build("vgg08", seed=0), build("vgg38", seed=0)
@@ -94,7 +95,7 @@ measured = tables.table_1(names=["vgg08", "vgg38"])
 tables.as_text(measured)
 
 # %% [markdown]
-# It is not slow; it stands still. After 47,500 steps VGG38 has not moved from 4.605 nats and one hit in a hundred.
+# It is not slow; it stands still. After a hundred epochs VGG38 has not moved from 4.605 nats and one hit in a hundred.
 #
 # ## Look at the gradients
 #

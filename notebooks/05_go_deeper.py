@@ -220,8 +220,8 @@ assert pooled_150 < theirs["BN + RC"]["vgg150-bn-rc"] / 10 and pooled_150 < 6 * 
 # ## Ask what depth buys
 #
 # Here is what report B prints for its deeper nets, one run each. Is a gain of a point and a half a gain? The report
-# gives one clue: VGG38 ResNet without weight decay, trained from three seeds (two that its source calls "wd 1e-3" had
-# none: chapter 07). If $s$ is their standard deviation, two single runs of one net differ by less than
+# gives one clue: VGG38 ResNet without weight decay, trained from three seeds (that none had decay is shown in chapter
+# 07). If $s$ is their standard deviation, two single runs of one net differ by less than
 # $t_2\, s \sqrt 2$ in 19 cases of 20 ($t_2 = 4.3$ is Student's t at 97.5 % with two degrees of freedom).
 
 # %%
@@ -268,34 +268,7 @@ assert abs(deep.val_acc - shallow.val_acc) < 0.001 and deep.test_acc < shallow.t
 # whose gradient is eighty times better balanced. And VGG16 had fifty epochs more. Three single runs do not tell the
 # cause. Report A concludes that depth alone stops paying, and that width and resolution have to grow with it (Tan and
 # Le, 2019). These nets have 32 filters at every depth.
-#
-# ## Measured here
-#
-# None of the deeper nets is measured yet. This is what is reported; measurements will stand beside it. Accuracies in
-# percent, losses in nats.
-
-# %%
-verdicts = tables.verdicts().query("metric != 'params'")
-tables.for_reading(verdicts[verdicts.exhibit.isin(["Set 5", "Figure 7", "Figure 8", "Figure 9"])])
-
-# %%
-figures.show("B-set-5")
-
-# %% [markdown]
-# **Report B, set 5**: accuracy and loss of the deeper nets.
-
-# %%
-figures.show("A-figure-7")
-
-# %%
-figures.show("A-figure-8")
-
-# %%
-figures.show("A-figure-9")
-
-# %% [markdown]
-# **Figures 7 to 9 of report A**: VGG16, VGG50 and VGG150 with BN + RC. A missing figure appears here once
-# `vggres train` has measured the run named in its place.
+# None of the deeper nets is measured here yet. Chapter 07 lists every number that the reports print for them.
 #
 # ## What was shown
 #

@@ -223,11 +223,9 @@ assert -0.18 < outside["A", "vgg38-bn-rc", "train_acc"] < -0.16
 # ## Name the run that decides
 #
 # The reports contradict themselves and each other, and leave things unsaid. The runs that decide the four questions
-# below are registered, and `vggres train --missing` trains them in order of importance. (The fourth matters for
-# chapters 05 and 06, which take report B's seeds 10 and 30 for repeats of the run without decay and conclude that two
-# runs of one net differ by up to three points. The validation losses support this: 1.705 and 1.731, beside 1.725
-# without decay and 1.353 with it. If they were repeats of the run with decay, whose validation accuracy is higher, that
-# would be thirteen points.)
+# below are registered, and `vggres train --missing` trains them in order of importance. (Chapters 05
+# and 06 rest on the fourth: they take report B's seeds 10 and 30 for runs without decay, by which two runs of one net
+# differ by up to three points. With decay it would be thirteen.)
 
 # %%
 questions = {

@@ -61,7 +61,7 @@ def similarity(net: nn.Module, x: Tensor) -> dict[str, float]:
     for name, layer in layers(net):
 
         def note(module, inputs, name=name):
-            units = F.normalize(inputs[0], dim=1)
+            units = F.normalize(inputs[0], dim=1, eps=1e-300)  # a signal of 1e-20 has a direction, too
             cosines[name] = (units.sum(0).square().sum(0).mean().item() - n) / (n * (n - 1))
 
         layer.register_forward_pre_hook(note)
