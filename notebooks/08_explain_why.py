@@ -239,13 +239,10 @@ RECIPES = [
     "vgg38-delta-orthogonal-slope0.6-lr4e-4",
 ]
 others, _ = next(batches(50, epoch=9))
-LOOK = {name: figures.look(name)[0] for name in RECIPES}
+LOOK, STEPS = {name: figures.look(name)[0] for name in RECIPES}, 240
 
 
 # %%
-STEPS = 240
-
-
 def fit(net, lr, steps=STEPS, ask=lambda step: None):
     """Train a net by Adam; the loss of each step."""
     optimizer, losses = torch.optim.Adam(net.train().parameters(), lr), []

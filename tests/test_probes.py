@@ -97,6 +97,7 @@ def test_similarity_is_the_mean_cosine_of_all_pairs(small):
     assert probes.similarity(net, x)["2"] == pytest.approx(np.mean(pairs))
     assert probes.similarity(net, x[:1].expand(4, 6))["0"] == pytest.approx(1)
     assert probes.similarity(net, torch.eye(6))["0"] == pytest.approx(0)
+    assert probes.similarity(net, 1e-20 * x)["0"] == pytest.approx(probes.similarity(net, x)["0"])  # scale is nothing
 
     net, x = nn.Conv2d(3, 2, 1), torch.randn(4, 3, 5, 5, dtype=torch.float64)
     pairs = [F.cosine_similarity(x[i], x[j], dim=0).mean().item() for i in range(4) for j in range(i)]  # by pixel
