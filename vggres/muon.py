@@ -96,7 +96,7 @@ class Muon(torch.optim.Adam):
                 p += step.view(shape)
 
 
-def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonal(matrices: Tensor) -> Tensor:
     """Nearly the nearest orthogonal matrix to each: singular values of 0.7 to 1.2, by a quintic Newton-Schulz iteration
     whose coefficients are chosen for speed, not for convergence (Jordan et al., 2024). Those below a few thousandths of
     the matrix's norm stay smaller, since five steps enlarge them by at most 3.4445**5 = 485: a matrix nearly of rank
@@ -108,7 +108,7 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
     x = matrices.mT if tall else matrices
     x = x / x.abs().amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)  # or small squares would be 0
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1)  # below 1 only where all are 0, and stay so
-    for _ in range(steps):
+    for _ in range(5):
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     return x.mT if tall else x

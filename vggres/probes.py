@@ -167,7 +167,7 @@ def along_gradient(net: nn.Module, x: Tensor, y: Tensor, steps: list[float]) -> 
     return rows
 
 
-def loss_slice(net: nn.Module, x: Tensor, y: Tensor, distances: list[float], seed: int = 0) -> list[float]:
+def loss_slice(net: nn.Module, x: Tensor, y: Tensor, distances: list[float]) -> list[float]:
     """The loss in nats at `W + distance D`, on a random line through the weights (Li et al., 2018).
 
     D is normal, each of its filters scaled to the norm of the filter of W; biases and normalisation parameters stay
@@ -176,7 +176,7 @@ def loss_slice(net: nn.Module, x: Tensor, y: Tensor, distances: list[float], see
     net, x, losses = _copy(net), x.double(), []
     weights = [layer.weight for _, layer in layers(net)]
     start = [w.detach().clone() for w in weights]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     line = [torch.randn(w.shape, generator=generator, dtype=w.dtype) for w in start]
     norms = [(d.flatten(1).norm(dim=1), w.flatten(1).norm(dim=1)) for d, w in zip(line, start, strict=True)]
     line = [(d.flatten(1) * (to / of)[:, None]).view_as(d) for d, (of, to) in zip(line, norms, strict=True)]
