@@ -259,7 +259,8 @@ def headline(results: Path | str | None = None) -> Figure | None:
     """The story in one figure: the gradient before the first step, and what learns. None without records.
 
     It shows, as far as they are recorded, Table 1's nets, BN + RC at its best learning rate and with Muon, plain nets
-    mended in other ways, and VGG38 as it is with other optimisers.
+    mended in other ways, and VGG38 as it is with other optimisers. Beside the curves of a net, one a seed, stands their
+    last mean, or their range if that is wide.
     """
     names = ["vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2"]
     names += [run.name for run in (MENDED, MUON, MUON_68, MUON_BN_RC, MUON_PLAIN, SCALED)]
@@ -279,23 +280,25 @@ def headline(results: Path | str | None = None) -> Figure | None:
         drawn.add(net)
         histories = records.load_series(name, "history.csv", results)
         for _, history in histories.groupby("seed"):
-            accuracy.plot(history.epoch, 100 * history.val_acc, color=colour, lw=1.4)
+            end = dict(marker=marker, markevery=[-1], ms=5, clip_on=False)
+            accuracy.plot(history.epoch, 100 * history.val_acc, color=colour, lw=1.4, **end)
         last = histories.epoch.max()
-        ends[name] = 100 * histories[histories.epoch == last].val_acc.mean(), last
-    names, texts = sorted(ends, key=lambda name: ends[name]), []
+        ends[name] = last, 100 * histories[histories.epoch == last].val_acc
+    mean = {name: values.mean() for name, (_, values) in ends.items()}
+    names, texts = sorted(ends, key=mean.get), []
     for run in map(find, names):
         text = label(run) + f", lr {run.lr:g}" * (run.optimizer == "adam" and run.lr != find("vgg38").lr)
-        texts.append(textwrap.fill(f"{text}: {ends[run.name][0]:.1f}", 28, break_on_hyphens=False))
-    half = [0.027 * ends[names[-1]][0] * (1 + text.count("\n")) for text in texts]
-    places = [ends[name][0] for name in names]
+        _, values = ends[run.name]
+        told = f"{values.min():.0f} to {values.max():.0f}" if np.ptp(values) > 10 else f"{values.mean():.1f}"
+        texts.append(textwrap.fill(f"{text}: {told}", 28, break_on_hyphens=False))
+    half = [0.027 * mean[names[-1]] * (1 + text.count("\n")) for text in texts]
+    places = [mean[name] for name in names]
     for _, i in product(range(100), range(1, len(places))):  # neighbours that overlap move apart
         overlap = max(0.0, places[i - 1] + half[i - 1] + half[i] - places[i])
         places[i - 1], places[i] = places[i - 1] - overlap / 2, places[i] + overlap / 2
     for name, text, place in zip(names, texts, places, strict=True):
-        (end, epoch), (colour, marker) = ends[name], look(name)
-        accuracy.plot(epoch, end, marker, color=colour, ms=5, clip_on=False)
-        beside = dict(xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
-        accuracy.annotate(text, (epoch, place), color=colour, **beside)
+        beside = dict(color=look(name)[0], xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
+        accuracy.annotate(text, (ends[name][0], place), **beside)
     gradient.set(
         yscale="log",
         xlabel="layer, input to output",
