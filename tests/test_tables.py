@@ -182,7 +182,7 @@ def test_any_runs_are_compared_as_reported_and_as_measured(monkeypatch):
     table = tables.compare({"first": first, "BaseNet": deep}, results=ROOT / "results")
     assert table.reported.tolist() == [0.23, 0.65] and table.n.tolist() == [2, 0]
     words = tables.in_words(table)
-    assert words.loc["first"].tolist() == ["23.00", "25.00", "± 63.53", "2"]
+    assert words.loc["first"].tolist() == ["23.00", "25.00", "two runs", "2"]
     assert words.loc["BaseNet"].tolist() == ["65.00", "not measured", "–", "0"]
     tested = tables.in_words(tables.compare({"BaseNet": deep}, "test_acc", ROOT / "results"))
     assert tested.loc["BaseNet", "reported"] == "62.60"

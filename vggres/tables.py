@@ -14,6 +14,7 @@ from vggres.runs import FIXES, TABLE_1, Run, find, versions
 
 OTHER_IMAGES = {"val_acc": 2_500}  # the reports' validation images are not ours; all else is (nearly) the same
 METRICS = ("train_loss", "train_acc", "val_loss", "val_acc")
+FEW = {1: "single run", 2: "two runs"}  # of which an interval would say nothing
 
 
 def reported(results: Path | str | None = None) -> pd.DataFrame:
@@ -126,7 +127,7 @@ def verdict(told: float, decimals: float, values: pd.Series, other_images: int |
         return "not measured"
     half = prediction(values, other_images)
     if half is None:
-        return {1: "single run", 2: "two runs"}[len(values)]
+        return FEW[len(values)]
     return "reproduced" if abs(told - values.mean()) <= half + 0.5 * 10.0**-decimals + 1e-12 else "outside"
 
 
@@ -182,7 +183,7 @@ def format_cells(row) -> tuple[str, str, str]:
     told = "–" if pd.isna(row.reported) else f"{scale * row.reported:.2f}"
     if row.n == 0:
         return told, "not measured", "–"
-    spread = "single run" if row.n == 1 else f"± {scale * row.interval:.2f}"
+    spread = FEW.get(row.n) or f"± {scale * row.interval:.2f}"
     return told, f"{scale * row.measured:.2f}", spread
 
 
@@ -198,7 +199,7 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
         told, measured, spread = format_cells(row)
         line = rows.setdefault((row.network, f"{row.lr:g}"), {})
         line[heads[row.metric], "reported"] = told
-        line[heads[row.metric], "measured"] = f"{measured} {spread}" if row.n > 1 else measured
+        line[heads[row.metric], "measured"] = f"{measured} {spread}" if row.n > 2 else measured
         line["n", ""] = "single run" if row.n == 1 else str(row.n)
     text = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["network", "learning rate"])
     return text[[*dict.fromkeys(c for c in text if c[0] != "n"), ("n", "")]]
