@@ -435,7 +435,7 @@ assert alone["0.001"] == 1 and 6 < alone["0.0004"] < 6.5
 #
 # With Muon it needs neither the weights nor the slope to begin, and both to be fast: after five epochs it has 40.6 %
 # with both, 24.4 with the weights alone, 20.0 with the slope alone, and 4.0 with neither (the first was computed in
-# float32, the others in bf16).
+# float32, the others in bf16). After a hundred it has 61.3 with both, and 45.8 and 28.4 with neither (chapter 12).
 
 # %%
 flow = {}
@@ -471,7 +471,7 @@ assert (100 * whole[["val_acc", "test_acc"]].mean()).round(1).tolist() == [61.3,
 means = 100 * records.load_runs().groupby("run")[["val_acc", "test_acc"]].mean()
 assert means.loc["vgg38-bn-rc-lr1e-2"].round(1).tolist() == [60.4, 60.2]
 assert means.val_acc["vgg38-resnet-wd1e-3"].round(1) == 65.5
-assert means.val_acc[MUON_PLAIN.name].round(1) == 45.8
+assert means.val_acc[MUON_PLAIN.name].round(1) == 37.1
 
 # %% [markdown]
 # ![Left: the gradient of each layer before the first step. Right: what each net then learns in a hundred

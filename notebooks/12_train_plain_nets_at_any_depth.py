@@ -7,10 +7,10 @@
 # **You will see** plain nets of 38 to 248 layers learn at about the same pace; how far one step moves a layer in each
 # direction; and an optimiser with which plain nets learn several times as fast, and the best repaired net about twice
 # as fast. With it the mended VGG38 gets 61 % of CIFAR-100's test images right, and the VGG38 of the reports, exactly as
-# it is, mends its own gradient, from 1e-18 to 1e-3, and gets 47 %. **You will learn** that neither depth nor a vanished
-# gradient is what stops a plain net; and that a step may be large at the ends of a net but must be small in its middle.
-# With Muon it does most; whether because it is orthogonal is left open. **You need** chapter 08, and about a minute and
-# a half of two CPU cores.
+# it is, mends its own gradient, from 1e-18 to 1e-3, and gets 28 to 47 %. **You will learn** that neither depth nor a
+# vanished gradient is what stops a plain net; and that a step may be large at the ends of a net but must be small in
+# its middle. With Muon it does most; whether because it is orthogonal is left open. **You need** chapter 08, and about
+# a minute and a half of two CPU cores.
 #
 # What is *live* here uses the procedural set of 100 classes, its images averaged down to 8 x 8 pixels. What plain nets
 # learn from CIFAR-100 is in the records, at the end.
@@ -258,7 +258,7 @@ assert abs(between - adam["mended VGG38"]) < 3 and between < muon["mended VGG38"
 print(f"mended VGG38: Adam {adam['mended VGG38']:.1f}, at two rates {between:.1f}, Muon {muon['mended VGG38']:.1f} %")
 
 # %% [markdown]
-# The mended VGG38 had a hundred epochs of Muon, in three runs, and so had the VGG38 of the reports, as it is, in one.
+# The mended VGG38 had a hundred epochs of Muon, in three runs, and so had the VGG38 of the reports, as it is, in two.
 # Here they are beside VGG08 and the best repaired net, by Adam. The table adds the mended VGG38 and VGG38 BN + RC after
 # fifteen epochs of Muon, in runs of their own.
 
@@ -290,10 +290,10 @@ found = runs.loc[list(longer.values()), ["train_acc", "val_acc", "test_acc"]]
 # Adam alone would bring the mended net in a hundred epochs is not measured. After five it is 17 points behind Muon; but
 # BN + RC by Adam, then 13 points behind, ended one behind.
 #
-# And with neither those weights nor that slope? By Muon the VGG38 of the reports, the very net that Adam never moves,
-# guesses for five epochs and then learns, to 47.0 % of the test images and 45.8 % of the validation images, a single
-# run. That is nearly as much as BN alone gives it by Adam (48.3 % of the validation images), and 14 to 16 points less
-# than the mended net has.
+# And with neither those weights nor that slope? By Muon the VGG38 of the reports, the very net that learns nothing by
+# Adam, guesses for five epochs in one run and for 32 in the other. Then it learns, to 47.0 and 27.5 % of the test
+# images, 45.8 and 28.4 % of the validation images. That is less than BN alone gives it by Adam (48.3 % of the
+# validation images), and 14 to 34 points less than the mended net has.
 #
 # What is missing? BN + RC bears a step of 1e-2 by Adam in all layers. By Muon it is a point ahead of the mended plain
 # net after five epochs, and two after fifteen, where it has learned what it is trained on better, too (60.7 against
@@ -318,9 +318,10 @@ assert pairs.min().val_acc[MUON.name] < pairs.max().val_acc[best], "but not on t
 assert means.test_acc["vgg38-resnet"] == 62.0
 assert adam["mended VGG68"] < adam["VGG38 SkipInit"] < adam["mended VGG38"]
 assert abs(plain.val_acc - annealed.val_acc) < 0.02 and 0 < plain.test_acc - annealed.test_acc < 0.03
-unmended = runs.loc[MUON_PLAIN.name]
-assert 0.02 < means.val_acc["vgg38-bn"] / 100 - unmended.val_acc < 0.03 and unmended.test_acc > 0.465
-assert all(0.14 < means[m][MUON.name] / 100 - unmended[m] < 0.16 for m in ("val_acc", "test_acc"))
+unmended = pairs.get_group(MUON_PLAIN.name)
+assert len(unmended) == 2 and unmended.val_acc.max() < means.val_acc["vgg38-bn"] / 100
+behind = means.loc[MUON.name] / 100 - unmended
+assert behind.round(2).min(axis=None) >= 0.14 and behind.round(2).max(axis=None) <= 0.34
 
 # %% [markdown]
 # ## Let the net mend itself
@@ -348,8 +349,9 @@ left.plot(range(1, 39), flows["Adam"].loc[0], color="0.6", lw=2, label="before t
 for text, (name, style, epoch) in as_it_is.items():
     how = dict(ls=style, color=figures.look("vgg38")[0], lw=2)
     left.plot(range(1, 39), flows[text].loc[epoch], **how, label=f"{text}: after epoch {epoch}")
-    history = records.load_series(name, "history.csv").query("seed == 0")
-    right.plot(history.epoch, history.train_loss, **how, label=text)
+    for seed, history in records.load_series(name, "history.csv").groupby("seed"):
+        if seed == 0 or text == "Muon":
+            right.plot(history.epoch, history.train_loss, **how, label=text if seed == 0 else None)
 left.set(yscale="log", xlabel="layer, input to output", ylabel="mean |dE/dW|", title="The gradient mends itself")
 left.legend(frameon=False, fontsize=8)
 right.axhline(np.log(100), color="0.6", lw=0.8)
@@ -369,42 +371,57 @@ alone = {
 }
 pd.Series(alone).unstack().round(1).rename_axis(index="weights", columns="by Muon, 5 epochs (%): slope")
 
+# %%
+began = {}
+for name in versions(MUON_PLAIN.name):
+    for seed, by_epoch in records.load_series(name, "gradients.csv").groupby("seed"):
+        least = by_epoch.set_index("epoch").drop(columns="seed").min(axis=1)
+        healthy = least[least > 1e-4].index.min()
+        assert least[healthy:].min() > 1e-4, "once healthy, always healthy"
+        history = records.load_series(name, "history.csv").query("seed == @seed").set_index("epoch")
+        began[f"{len(history)} epochs, seed {seed}"] = {
+            "guesses until epoch": history.val_acc[history.val_acc < 0.015].index.max(),
+            "gradient healthy after epoch": healthy,
+            "validation (%)": round(100 * history.val_acc.iloc[-1], 1),
+        }
+pd.DataFrame(began).T.astype({"guesses until epoch": int, "gradient healthy after epoch": int})
+
 # %% [markdown]
-# **Figure 5 and Table 3.** *Left*: before the first step the gradient climbs from 1e-18 in stairs (grey); after a
+# **Figure 5, Tables 3 and 4.** *Left*: before the first step the gradient climbs from 1e-18 in stairs (grey); after a
 # hundred epochs of Adam (dashed) it is lower still. With scaled Adam (solid) it is between 1e-4 and 1e-2 in every layer
-# after *one* epoch, with Muon (dotted) after six, and with neither does it fall below 1e-4 again (with scaled Adam it
-# grows to some tenths at the first layer). *Right*: from then on the loss falls. It is the same net, with the same
-# weights, on the same images in the same order as the one that "cannot be trained". All that separates scaled Adam from
-# Adam is a number in a denominator, and a rate of 1e-4 instead of 1e-3. (The rate alone does nothing against
-# $\epsilon$. $2^{56}$ alone may not do either: in a trial on the procedural images scaled Adam at 1e-3 still guessed
-# after a thousand steps, where at 1e-4 it had begun.)
+# after *one* epoch, with Muon (dotted, the first run) after six, and with neither does it fall below 1e-4 again (with
+# scaled Adam it grows to some tenths at the first layer). *Right*: from then on the loss falls. It is the same net,
+# with the same weights, on the same images in the same order as the one that "cannot be trained". All that separates
+# scaled Adam from Adam is a number in a denominator, and a rate of 1e-4 instead of 1e-3. (The rate alone does nothing
+# against $\epsilon$. $2^{56}$ alone may not do either: in a trial on the procedural images scaled Adam at 1e-3 still
+# guessed after a thousand steps, where at 1e-4 it had begun.)
 #
 # So a vanished gradient is not the end: it still points somewhere, and a step that does not ask for its size goes
 # there. But it is slow. After a hundred epochs scaled Adam has 19.4 % of the validation images right, and 19.5 % of the
 # training images: the net does not overfit, it has not got further. (Runs of fifteen epochs, whose rate has come down
-# by then, have 5.4 and 4.5 %.) Muon has 45.8 % (and 58.1 % of the training images), and the mended net 61.3 %. With the
-# weights or the slope alone, Muon's net learns from its first or second epoch, and has 24 or 20 % after five; with both
-# 41 % (Table 3). So what chapter 08 changes before the first step is no condition for learning. It is more than a head
-# start, though: what the net as it is has after a hundred epochs of Muon, the mended net has passed after 17 at most.
+# by then, have 5.4 and 4.5 %.) Muon has 45.8 and 28.4 % (and 58.1 and 29.4 % of the training images), and the mended
+# net 61.3 %. With the weights or the slope alone, Muon's net learns from its first or second epoch, and has 24 or 20 %
+# after five; with both 41 % (Table 3). So what chapter 08 changes before the first step is no condition for learning.
+# It is more than a head start, though: what the net as it is has at best after a hundred epochs of Muon, the mended net
+# has passed after 17 at most.
 #
-# When the net begins seems to be luck. In Muon's shorter runs, of fifteen and of five epochs, whose rate falls sooner,
-# the gradient is healthy after the ninth and the fourth epoch. The former ends at 9.4 %.
+# When the net begins by Muon seems to be luck (Table 4). Until then its gradient wanders: in the second run of a
+# hundred epochs it is between 1e-21 and 1e-11 at the first layer after each of the first 31. Then it heals within an
+# epoch or two, and in no run has it fallen back.
 #
-# (All of these are single runs, but for scaled Adam's fifteen epochs. No other rate had a whole run. In trials of 570
-# and 665 steps on CIFAR-100, at constant rates, nothing certain had begun with scaled Adam at 2e-4 and 3e-4, at 2e-5 it
-# had, and nothing with Muon at 2e-3 and 5e-3. Muon's authors add $10^{-7}$ to the norm that they divide by, and so did
-# we at first: then it guesses for five epochs, like Adam. That record is kept apart, in `results/again/`.)
+# (All of these are single runs, but for scaled Adam's fifteen epochs and Muon's hundred. No other rate had a whole run.
+# In trials of 570 and 665 steps on CIFAR-100, at constant rates, nothing certain had begun with scaled Adam at 2e-4 and
+# 3e-4, at 2e-5 it had, and nothing with Muon at 2e-3 and 5e-3. Muon's authors add $10^{-7}$ to the norm that they
+# divide by, and so did we at first: then it guessed for all of five epochs. That record is kept apart, in
+# `results/again/`. But so does the second run in Table 4, to which nothing is added.)
 
 # %%
 assert flows["Adam"].loc[0].min() < 1e-17 and flows["Adam"].loc[100].min() < 1e-17
 assert flows["Adam, scaled"].loc[1].min() > 1e-4 and flows["Adam, scaled"].loc[1:].min(axis=None) > 1e-4
 assert flows["Adam, scaled"].loc[1].max() < 1e-2 and 0.2 < flows["Adam, scaled"].loc[1:].max(axis=None) < 0.4
-healed = []
-for name in versions(MUON_PLAIN.name):  # of 100, 15 and 5 epochs
-    least = records.load_series(name, "gradients.csv").set_index("epoch").drop(columns="seed").min(axis=1)
-    healed.append((least[least < 1e-12].index.max(), least[least > 1e-4].index.min()))
-    assert least.loc[healed[-1][1] :].min() > 1e-4
-assert healed == [(4, 6), (7, 9), (3, 4)], "the last epoch with nothing, the first with a healthy gradient"
+assert [row["gradient healthy after epoch"] for row in began.values()] == [6, 34, 9, 4]
+second = records.load_series(MUON_PLAIN.name, "gradients.csv").query("seed == 1").set_index("epoch")["entry.conv"]
+assert 1e-21 < second[1:31].min() < 1e-20 and 1e-13 < second[1:31].max() < 1e-11
 assert 0.09 < runs.val_acc[f"{MUON_PLAIN.name}-15ep"] < 0.1
 by_seed = records.load_series(MUON.name, "history.csv").groupby("seed")
 assert all((seed.val_acc > orthogonal.val_acc).to_numpy().argmax() < 17 for _, seed in by_seed)
@@ -428,8 +445,8 @@ assert scaled[["train_acc", "val_acc", "test_acc"]].min() > 0.19 and scaled.trai
 #   has 61.3 %, level with report A's best VGG38, which Adam trained. With BN and a shortcut in every block VGG38 has,
 #   by Adam, 62.4 %, and 65.5 % with weight decay.
 # - A gradient of 1e-18 is lost in Adam's epsilon, not for learning. Multiplied by $2^{56}$, at a rate of 1e-4, it is
-#   healthy in every layer an epoch later; with Muon after four to nine. The VGG38 of the reports, as it is, then
-#   learns: in a hundred epochs scaled Adam brings it to 19 % of the test images and Muon to 47 %, a single run each;
+#   healthy in every layer an epoch later; with Muon after four to 34. The VGG38 of the reports, as it is, then
+#   learns: in a hundred epochs scaled Adam brings it to 19 % of the test images (one run) and Muon to 28 to 47 % (two);
 #   mended first, it has 61 %.
 # - Depth, up to 248 layers, does not keep a plain net from beginning to learn (on CIFAR-100, up to 68). Nothing here
 #   shows that it helps, either: by construction, what the slope leaves of the nonlinearity at the start is the same for
