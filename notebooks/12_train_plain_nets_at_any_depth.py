@@ -328,8 +328,8 @@ assert behind.round(2).min(axis=None) >= 0.14 and behind.round(2).max(axis=None)
 #
 # Is the VGG38 of the reports lost, then, unless it is mended before its first step? Figure 4 says no. Its gradient is
 # $10^{-18}$, and Adam divides a gradient by its own size *plus* $\epsilon = 10^{-8}$, which drowns it (chapter 01).
-# Muon's step is as long for any gradient, in the 36 convolutions that it trains. (The first layer and the biases get
-# Adam's, and stay drowned until these have mended the net.) So is Adam's if all gradients are multiplied by $2^{56}$
+# Muon's step is as long for any gradient, in the 36 convolutions that it trains. (The first layer gets Adam's, and
+# stays drowned until these have mended the net.) So is Adam's if all gradients are multiplied by $2^{56}$
 # first, for then $\epsilon$ counts for nothing. This is *Adam, scaled*. (A smaller $\epsilon$ does nearly the same, but
 # may not be too small: Adam keeps a thousandth of the square of a gradient, which float32 rounds to 0 where the
 # gradient is below $10^{-21}$, and what is then divided by $\epsilon$ alone takes a huge step. Scaling avoids the

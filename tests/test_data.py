@@ -127,6 +127,7 @@ def test_a_layouts_own_folder_will_do(tmp_path, monkeypatch):
 def test_a_python_layouts_own_folder_will_do(tmp_path, monkeypatch):
     folder = write_small_python(monkeypatch, tmp_path)
     assert data.available("cifar100", folder)
+    assert read_all(data.load("cifar100", folder)) == read_all(data.load("cifar100", tmp_path))
     monkeypatch.chdir(folder)
     assert read_all(data.load("cifar100", ".")) == read_all(data.load("cifar100", tmp_path))
 
