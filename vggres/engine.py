@@ -186,7 +186,8 @@ class Engine:
         """
         with self.turn():
             self.net.eval()
-            for x, y in images.batches(100 if self._stream is None else 2_560_000 // images.images[0, ..., 0].numel()):
+            size = 100 if self._stream is None else max(1, 2_560_000 // images.images[0, ..., 0].numel())
+            for x, y in images.batches(size):
                 self._forward(x, y)
         self._seen += len(images)
         return self.metrics()

@@ -12,7 +12,7 @@ from torch import Tensor
 @functools.cache
 def compiled(name: str) -> ctypes.CDLL | None:
     """`name`.c, compiled within a second; None if `cc` cannot compile it, or not for this processor."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         target = Path(folder) / f"{name}.so"
         flags = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC"]
         try:
