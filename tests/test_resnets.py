@@ -21,6 +21,8 @@ PARAMETERS = {
     "resnet50-no-bn": 23_652_132,
     "resnet18-224": 11_227_812,  # torchvision's 11,689,512 with 100 classes instead of 1,000
     "inception": 2_311_816,
+    "basenet-start": 28_022,
+    "basenet-start-bn": 28_066,
     "basenet-0": 826_142,
     "basenet-1": 826_270,
     "basenet-2": 766_558,

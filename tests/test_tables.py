@@ -189,7 +189,7 @@ def test_any_runs_are_compared_as_reported_and_as_measured(monkeypatch):
 
 
 def test_the_log_of_report_d_is_not_taken_for_its_result():
-    whole = next(n for n in RUNS if n.startswith("resnet18-cifar100-30-from-cifar10-90ep-lr"))
+    whole = next(n for n in RUNS if n.startswith("resnet18-cifar100-30-from-cifar10-90ep-sgd"))
     assert tables.compare({"whole": whole}, "train_acc").reported.tolist() == [0.9457]
     log = tables.reported().query("exhibit.str.startswith('Part 2, epoch')")
     assert len(log) == 60 and set(log.run) == {whole}

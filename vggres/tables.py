@@ -42,6 +42,7 @@ def label(run: Run) -> str:
     and optimiser where they are not the reports'."""
     if not run.model.startswith("vgg"):
         words = {"resnet": "ResNet-", "-no-bn": " without BN", "-dropout": " with dropout", "inception": "Inception"}
+        words |= {"basenet-start-bn": "course's net with BN", "basenet-start": "course's net"}
         words |= {"basenet-no-skip": "BaseNet, plain", "basenet-": "BaseNet, step ", "basenet": "BaseNet"}
         return re.sub("|".join(words), lambda found: words[found[0]], run.model)
     model, *variant = run.model.split("-")
