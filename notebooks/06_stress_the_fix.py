@@ -256,8 +256,10 @@ assert lengths["vgg38-bn-rc-lr1e-2, trained"] > 30 * start and 0.8 < held / star
 # VGG38 BN's convolutions 0.3 % at 1e-4, a few per cent at 1e-3, a third at 1e-2. Is that little? Along the weights the
 # gradient is 0, so there decay has only one opponent, the steps themselves. A step of $\eta$ at right angles lengthens
 # $W$ by a share of at most $\frac12 (\eta / W)^2$; the decay shortens it by $\eta / W$ times its share of the gradient.
-# The two balance where that share is half of $\eta / W$: here, at a rate of 1e-3 and weights of 0.108, half a per cent.
-# So a decay of 1e-4 would about hold these weights at their length, and one of 1e-3 would shorten them.
+# The two balance where that share is half of $\eta / W$: for weights of 0.108 and a rate of 1e-3, as in the first
+# epoch, half a per cent. At that rate a decay of 1e-4 would about hold weights of this length, and one of 1e-3 would
+# shorten them. At the end of the cosine, at 2e-5, steps lengthen nothing, and any of these decays would shorten them,
+# slowly.
 #
 # The same holds for the $\gamma$ inside a branch: decay meets no gradient along them, and after a hundred epochs at
 # 1e-3 they are at a fifth of what they were. Those at the end of a branch have a gradient along themselves to hold

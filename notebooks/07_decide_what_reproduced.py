@@ -361,8 +361,9 @@ assert jumps["cosine once a batch"] > 3 * jumps["cosine once an epoch"] and spre
 # accuracy moves by 0.3 points an epoch, like ours, not by 1.5. And [the course's
 # code](https://github.com/VICO-UoE/mlpractical/blob/0d01be8e2362b1f3abeac060fdfc063aada97d8f/pytorch_mlp_framework/experiment_builder.py)
 # shows how the other can come about: it calls the schedule at every batch but passes it the number of the epoch, so the
-# rate changes once an epoch. PyTorch warns against this argument. Whoever heeds the warning and leaves it out steps
-# once a batch, and "cosine annealing" no longer anneals.
+# rate changes once an epoch. PyTorch warns against this argument, and a [later
+# version](https://github.com/eoinpatrickreid/VanishingGradient/blob/650c544394dcdcc7f43851cfd61e97b6f9143243/pytorch_mlp_framework/experiment_builder.py)
+# leaves it out. It steps once a batch, and "cosine annealing" no longer anneals.
 #
 # Validation accuracy could not have told them apart. The hundredth epoch ends where the swinging rate is lowest, and
 # there our three seeds agree (48.0 to 48.6 %). A's 46.84 % is more than a point below them, within the 2.8 points that
@@ -374,22 +375,29 @@ assert jumps["cosine once a batch"] > 3 * jumps["cosine once an epoch"] and spre
 # Were the other rows of the course's table trained this way, too? Here are all rows with the swinging cosine, one run
 # each, but three of VGG08; the plain VGG38, which learns nothing with either schedule, is not drawn. Hollow stars are
 # the two rows of report A's own recipe.
+#
+# And what do the course's nets give in other hands? Students of other years have published the histories of their runs,
+# made by one version of the code or the other. `results/others.csv` has the last lines of ten whose folders or code
+# tell the net, the rate and the version, with their addresses. In the swinging ones validation accuracy moves by some
+# three points an epoch to the end.
 
 # %%
+others = pd.read_csv(records.default_root() / "others.csv")
 rows = [name for name in TABLE_1 if name != "vgg38"]
 table_1 = tables.table_1().query("run in @rows").pivot(index="run", columns="metric", values="reported").loc[rows]
-markers = {"once an epoch": ("", "o", "white"), "once a batch": ("-cosine-step", "s", figures.PALETTE[0])}
+schedules = {"once an epoch": ("", "o", "white"), "once a batch": ("-cosine-step", "s", None)}
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True)
 for ax, (metric, factor) in zip(axes, {"train_acc": 100, "val_loss": 1}.items(), strict=True):
     own = [name in tables.OTHERWISE for name in rows]
     for whose, fill, mine in (("the course", "0.75", False), ("report A itself, other recipe", "none", True)):
         at = [i for i, name in enumerate(rows) if own[i] == mine]
         ax.plot(factor * table_1[metric].iloc[at], at, "*", ms=17, mfc=fill, mec="0.6", ls="", label=whose)
-    for text, (suffix, marker, colour) in markers.items():
-        seeds = runs[runs.run.isin([name + suffix for name in rows])]
-        where = [rows.index(name.removesuffix(suffix)) for name in seeds.run]
-        style = dict(ms=5, color=colour, mec=figures.PALETTE[0], label=f"here, {text}")
-        ax.plot(factor * seeds[metric], where, marker, **style)
+    for text, (suffix, shape, fill) in schedules.items():
+        for who, found, form, edge, below in (("here", runs, shape, 0, 0), ("other students", others, "D", 1, 0.22)):
+            found = found[found.run.isin([name + suffix for name in rows])]
+            where = [rows.index(name.removesuffix(suffix)) + below for name in found.run]
+            style = dict(ms=5, mec=figures.PALETTE[edge], mfc=fill or figures.PALETTE[edge], label=f"{who}, {text}")
+            ax.plot(factor * found[metric], where, form, ls="", **style)
 axes[0].set(yticks=range(len(rows)), yticklabels=[f"{tables.label(RUNS[name])} at {RUNS[name].lr:g}" for name in rows])
 axes[0].set(xlabel="training accuracy (%)", ylim=(5.5, -0.5))
 axes[1].set(xlabel="validation loss (nats)")
@@ -408,6 +416,19 @@ beyond = runs[runs.run == "vgg38-rc"].val_loss.min() - table_1.val_loss["vgg38-r
 assert abs(table_1.val_loss - swung.val_loss.set_axis(rows))["vgg38-rc"] < 0.1 and beyond > 0.2
 assert 7.5 < np.ptp(100 * runs[runs.run == "vgg38-bn-lr1e-2"].train_acc) < 8.5 and 4 < off["vgg38-bn-lr1e-2"] < 5
 assert -9 < off["vgg38-bn-rc"] < -8 and table_1.train_acc["vgg38-bn-rc"] - table_1.train_acc["vgg38-rc"] < 0.02
+by_row = others.groupby("run")[[*tables.METRICS]].mean()
+ours_by_row = runs[runs.run.isin(by_row.index)].groupby("run")[[*tables.METRICS]].mean()
+apart = others.train_acc - others.run.map(ours_by_row.train_acc)
+assert len(others) == 10 and set(others.run) <= set(RUNS) and (abs(apart) < 0.035).all()
+for row in others[~others.run.str.endswith("step")].to_dict("records"):
+    for metric in tables.METRICS:
+        mine, images = runs[runs.run == row["run"]][metric], tables.OTHER_IMAGES.get(metric)
+        assert tables.verdict(row[metric], 4, mine, images) == "reproduced"
+for name in ("vgg38-bn-rc", "vgg38-bn-lr1e-2"):
+    two = [frame.train_acc[f"{name}-cosine-step"] for frame in (by_row, ours_by_row)]
+    assert abs(np.diff(two)) < 0.004
+
+# %%
 moves = {}
 for name in rows:
     history = records.load_series(f"{name}-cosine-step", "history.csv").query("seed == 0")
@@ -417,13 +438,19 @@ cost = swung.val_acc.set_axis(rows) - runs.groupby("run").val_acc.mean()[rows]
 assert (abs(cost) < 0.025).all() and cost.min() < -0.015 and cost.max() > 0.02
 
 # %% [markdown]
-# **Figure 2.** Stars: what report A prints. Circles: our runs whose cosine falls once an epoch. Squares: those whose
-# cosine swings. Four of the course's rows are here. VGG08 fits the swinging rate, with three runs. So does VGG38 RC,
-# with one: the square lies on the star, to a point of training accuracy, none of our three runs with the other schedule
-# fits its training images as poorly, and the validation loss, too large with that schedule, is nearly right. BN at 1e-2
-# tells nothing: its runs with one schedule differ by eight points, and the star lies among them. BN + RC at 1e-3 fits
-# neither: its star is nine points below the square, hardly above that of RC. How it was trained is open. (That the
-# square of BN + RC at 1e-2 lies on its star is chance: the report's net had another recipe.)
+# **Figure 2.** Stars: what report A prints. Blue: our runs; orange, a little below: other students'. Hollow: the cosine
+# falls once an epoch; filled: it swings.
+#
+# Blue and orange go together, in each row and by either schedule. The training accuracies of the students' nets lie
+# within three points of ours, and all eight numbers of the two that fell are *reproduced* by our rule. So nets, data
+# and loop are those of the course, and a star that lies elsewhere probably had another recipe.
+#
+# Four of the course's rows are here. VGG08 fits the swinging rate, with three runs. So does VGG38 RC: our run and two
+# of another student lie around the star, and none of our three with the other schedule fits its training images as
+# poorly. BN + RC at 1e-3 fits neither schedule: by the swinging one our net and another student's agree to a third of a
+# point, and the star is nine points below them, hardly above that of RC. BN at 1e-2 does not fit the swinging rate,
+# where two runs agree as well, five points below the star; by the falling one our runs differ by eight points, with the
+# star among them. How these two rows were trained is open.
 #
 # What does a rate that never comes to rest cost? These nets fit their training images less well, but at the hundredth
 # epoch, where the rate is lowest, they get about as many validation images right, to two and a half points either way.
@@ -493,5 +520,6 @@ tables.for_reading(trained[trained.n == 0])
 # - Two runs that agree tell little: the third of VGG38 BN took away what had looked like another recipe in report B.
 # - *Reproduced* is a weak word where seeds differ much.
 # - Report B very likely trained with crops and flips and a cosine that falls, and the seeds that it names "wd 1e-3" had
-#   no weight decay. The VGG08 of report A's table was probably trained with a cosine that swings, and perhaps its VGG38
-#   RC. How BN + RC at 1e-3 was trained is open.
+#   no weight decay. The VGG08 of report A's table was probably trained with a cosine that swings, and so was its VGG38
+#   RC. How BN + RC at 1e-3 and BN at 1e-2 were trained is open.
+# - Other students' runs of the same rows, by either version of the course's code, agree with ours.

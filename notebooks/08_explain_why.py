@@ -197,7 +197,8 @@ cards.map("{:.1e}".format)
 #   largest: it makes early gradients large, and shortcuts tame that (chapter 02).
 # - *apart*: here the plain nets differ. With the default weights the biases leave nothing between two images; without
 #   them it is a thousandth, as with He's weights, which are the same but for their size. Delta-orthogonal ones leave a
-#   hundredth; the slope, BN and SkipInit more than a tenth. BN does so by subtracting what all images have in common.
+#   hundredth; the slope, BN and SkipInit more than a tenth. BN does so by subtracting the mean of each channel, a part
+#   of what all images have in common.
 # - *Jacobian*: the plain net's is 0 for all practical purposes. Delta-orthogonal weights alone keep a few directions
 #   and lose the median one; with the slope it survives about as well as in BN + RC and SkipInit. These are far below 1,
 #   since the poolings average, and BN's is above it, as its gradient is large; only the order of magnitude counts.
@@ -455,15 +456,14 @@ flow.map("{:.0e}".format)
 # With these weights, this slope and Muon, whose step is an orthogonal matrix, the plain net gets 61.3 % of the
 # validation and 61.3 % of the test images right after a hundred epochs, means of three runs. A smaller step in the
 # middle is not as good: after five epochs *Adam, two rates* is at 24 %, Muon at 41 % (chapter 12; longer runs of it are
-# not measured). VGG68 with the slope
-# that leaves a cosine of 0.9 and the same step of 4e-4 has hardly begun after five epochs, at 2.2 %; with chapter 12's
-# choice, the slope of a cosine of 0.65 and half the step, it is at 16.5 %.
+# not measured). VGG68 with the slope that leaves a cosine of 0.9 and the same step of 4e-4 has hardly begun after five
+# epochs, at 2.2 %; with chapter 12's choice, the slope of a cosine of 0.65 and half the step, it is at 16.5 %.
 #
 # With both repairs and a step of 1e-2, VGG38 gets 60.4 % of the validation and 60.2 % of the test images right here,
-# means of three runs; report A prints 59.95 and 61.4 %. What the plain net still lacks is ease: BN and shortcuts
-# together bear Adam's step of 1e-2 in all layers. With Muon they are also a point ahead after five epochs and two after
-# fifteen, which single runs do not prove. With weight decay report B's VGG38 ResNet has 65.32 %, and 65.5 % here (mean
-# of three runs); the plain net has not been tried with it.
+# means of three runs; report A prints 59.95 and 61.4 %, after 250 epochs. What the plain net still lacks is ease: BN
+# and shortcuts together bear Adam's step of 1e-2 in all layers. With Muon they are also a point ahead after five epochs
+# and two after fifteen, which single runs do not prove. With weight decay report B's VGG38 ResNet has 65.32 %, and 65.5
+# % here (mean of three runs); the plain net has not been tried with it.
 
 # %%
 whole = records.load_runs().set_index("run").loc[[MUON.name]]

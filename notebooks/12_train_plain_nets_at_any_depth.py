@@ -280,15 +280,15 @@ found = runs.loc[list(longer.values()), ["train_acc", "val_acc", "test_acc"]]
 # otherwise. Without normalisation in its depth, without a shortcut, with the 336,196 parameters of the net that "cannot
 # be trained", the mended VGG38 has 61.3 % of the test images right (as everywhere, by the weights of the best
 # validation accuracy), and 61.3 % of the validation images. VGG08, which trains as it stands, has 49.6 and 49.4 %. With
-# both repairs, by Adam at 1e-2, VGG38 has 60.2 and 60.4 % (report A, whose best row it is, prints 61.4 and 59.95 %; and
-# for one repair alone 51.39 and 52.32 % of the validation images). With BN and shortcuts in all blocks, report B's way,
-# it has 62.0 and 62.4 %, and with a weight decay of 1e-3 65.5 % of the validation images (the report prints 61.36 to
-# 62.32 and 65.32 %). So the plain net, by Muon, is far above what one repair gives by Adam, and level with report A's
-# best: each of its runs is ahead of all three of that on the test images, but not on the validation images, and 2,500
-# of these place an accuracy within two points either way. Report B's is about a point above it. What it had: the
-# weights, the slope, and a step that is large at the ends, and in the middle small and an orthogonal matrix. How far
-# Adam alone would bring the mended net in a hundred epochs is not measured. After five it is 17 points behind Muon; but
-# BN + RC by Adam, then 13 points behind, ended one behind.
+# both repairs, by Adam at 1e-2, VGG38 has 60.2 and 60.4 % (report A, whose best row it is, prints 61.4 and 59.95 %,
+# after 250 epochs; and for one repair alone 51.39 and 52.32 % of the validation images). With BN and shortcuts in all
+# blocks, report B's way, it has 62.0 and 62.4 %, and with a weight decay of 1e-3 65.5 % of the validation images (the
+# report prints 61.36 to 62.32 and 65.32 %). So the plain net, by Muon, is far above what one repair gives by Adam, and
+# level with report A's best: each of its runs is ahead of all three of that on the test images, but not on the
+# validation images, and 2,500 of these place an accuracy within two points either way. Report B's is about a point
+# above it. What it had: the weights, the slope, and a step that is large at the ends, and in the middle small and an
+# orthogonal matrix. How far Adam alone would bring the mended net in a hundred epochs is not measured. After five it is
+# 17 points behind Muon; but BN + RC by Adam, then 13 points behind, ended one behind.
 #
 # And with neither those weights nor that slope? By Muon the VGG38 of the reports, the very net that learns nothing by
 # Adam, guesses for five epochs in one run and for 32 in the other. Then it learns, to 47.0 and 27.5 % of the test

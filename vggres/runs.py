@@ -155,7 +155,7 @@ _TABLE_1 = [  # report A, Table 1, in its order
 ]
 
 
-# Table 1 under the other meaning of "cosine annealing", with which report A probably trained VGG08: see chapter 07.
+# Table 1 under the other meaning of "cosine annealing", by which its VGG08 was probably trained: see chapter 07.
 _SWINGING = [replace(run, schedule="cosine-step", exhibits=()) for run in _TABLE_1]
 
 # The plain VGG38 with three changes: the weights, the slope, the step. `MENDED` has all of them, `_CHANGED` one or two;
@@ -254,8 +254,8 @@ _TRANSFER = [replace(run, **BY_SGD, exhibits=("D/Part 2",) if run.start else ())
 # The same after three epochs of pre-training.
 BRIEFLY = replace(PRETRAINED, epochs=3, exhibits=())
 _AFTER_IT = [replace(run, start=BRIEFLY.name) for run in _BY_ADAM if run.start]
-# Report D, part 1: steps 0 to 7 change the net (see `resnets.STEPS`), 8 and 9 the data. Optimiser, rate and epochs are
-# our choice: the usual Adam at 1e-3 kills the head of step 1 within ten steps (chapter 10).
+# Report D, part 1: steps 0 to 7 change the net (see `resnets.STEPS`), 8 and 9 the data. It names no recipe. Optimiser
+# and rate are those of its course's code (chapter 10): the usual Adam at 1e-3 kills the head of step 1 in ten steps.
 STEPWISE = dict(optimizer="sgd", lr=5e-3)
 _STEPS = [
     Run(f"basenet-{i}", **STEPWISE, normalise="none", augment=False, epochs=30, exhibits=(f"D/Ablation {i or 1}",))
