@@ -286,9 +286,9 @@ if device.type == "cpu":
 
 # %% [markdown]
 # **Figure 2.** The share of each part, on the machine that ran this cell. On a CPU the two middle parts fill the bar.
-# The net costs nearly everything, its backward pass about twice its forward pass, as counted. Batch and Adam take a few
-# per cent of VGG08's step and are hardly visible in VGG38's: a data loader with worker processes could save no more
-# than that. These shares come from one short measurement on one machine, which may have been busy; they
+# The net costs nearly everything, its backward pass about twice its forward pass, as counted. Batch and Adam take less
+# than a tenth of VGG08's step and are hardly visible in VGG38's: a data loader with worker processes could save a
+# twentieth at most. These shares come from one short measurement on one machine, which may have been busy; they
 # are no benchmark.
 #
 # ## Multiply less
