@@ -376,10 +376,10 @@ assert jumps["cosine once a batch"] > 3 * jumps["cosine once an epoch"] and spre
 # each, but three of VGG08; the plain VGG38, which learns nothing with either schedule, is not drawn. Hollow stars are
 # the two rows of report A's own recipe.
 #
-# And what do the course's nets give in other hands? Students of other years have published the histories of their runs,
-# made by one version of the code or the other. `results/others.csv` has the last lines of ten whose folders or code
-# tell the net, the rate and the version, with their addresses. In the swinging ones validation accuracy moves by some
-# three points an epoch to the end.
+# And what do the course's nets give in other hands? Other students have published the histories of their runs, made by
+# one version of the code or the other. `results/others.csv` has the last lines of ten whose folders, code and first
+# epochs tell the net, the rate and the version, with their addresses. In the swinging ones validation accuracy moves by
+# some three points an epoch to the end.
 
 # %%
 others = pd.read_csv(records.default_root() / "others.csv")
