@@ -20,10 +20,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vggres import RUNS, build, data, figures, records, tables
+from vggres import RUNS, Run, build, data, figures, records, tables
 from vggres.engine import Engine, pick_device
 from vggres.models import count_parameters, layers, multiply_adds
 from vggres.resnets import STEPS, basenet
+from vggres.runs import HANDED_OUT
 
 # %% [markdown]
 # ## Describe a step by what it changes
@@ -77,7 +78,7 @@ INGREDIENT = ["one convolution", "BN", "5 sub-blocks", "6 sub-blocks", "2 convol
 INGREDIENT += ["branch times 0.1", "BN after linear", "normalised images", "crop and flip", "BaseNet, 100 epochs"]
 steps = tables.compare({f"{step}: {what}": runs[step] for step, what in zip(runs, INGREDIENT, strict=True)})
 BEGAN = {"as handed out": "basenet-start", "BN after convolutions": "basenet-start-bn"}  # where the report began: below
-BEGAN = {text: f"{net}-sgd-lr5e-3-batch32-step30-unnormalised-no-augment-15ep" for text, net in BEGAN.items()}
+BEGAN = {text: Run(net, **HANDED_OUT).name for text, net in BEGAN.items()}
 began = tables.compare(BEGAN)
 
 # %%
