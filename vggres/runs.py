@@ -158,8 +158,8 @@ _TABLE_1 = [  # report A, Table 1, in its order
 # Table 1 under the other meaning of "cosine annealing", by which its VGG08 was probably trained: see chapter 07.
 _SWINGING = [replace(run, schedule="cosine-step", exhibits=()) for run in _TABLE_1]
 
-# The plain VGG38 with three changes: the weights, the slope, the step. `MENDED` has all of them, `_CHANGED` one or two;
-# with none it is Table 1's.
+# The plain VGG38 with three changes: the weights, the slope, the step. `MENDED` has all of them, `_CHANGED` one or two,
+# or He's weights, of the same size but not orthogonal; with none it is Table 1's.
 MENDED = Run("vgg38", init="delta-orthogonal", slope=0.6, lr=4e-4)
 # The same in a plain VGG68: the slope that gives the theory's cosine of VGG38, 0.65, and a step chosen for its depth.
 MENDED_68 = replace(MENDED, model="vgg68", slope=0.69, lr=2e-4)
@@ -179,10 +179,9 @@ _BY_MUON += [replace(MUON, slope=0.01), replace(MUON, init="default")]
 SCALED = Run("vgg38", optimizer="adam-scaled", lr=1e-4)
 _CHANGED = [
     replace(MENDED, init=init, slope=slope, lr=lr)
-    for init, slope, lr in product(("default", "delta-orthogonal"), (0.01, 0.6), (1e-3, 4e-4))
+    for init, slope, lr in product(("default", "he", "delta-orthogonal"), (0.01, 0.6), (1e-3, 4e-4))
     if (init, slope, lr) not in {("default", 0.01, 1e-3), ("delta-orthogonal", 0.6, 4e-4)}
 ]
-_CHANGED += [Run("vgg38", init=init, lr=1e-4) for init in ("he", "delta-orthogonal")]
 _FIXES = [MENDED, MUON, Run("vgg38-skipinit")]
 _ASKED = [
     *_CHANGED,
