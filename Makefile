@@ -36,9 +36,9 @@ bench: .venv ## images a second of the naive loop and of this engine, and their 
 data: .venv ## download and check CIFAR-100
 	$(BIN)/vggres data
 
-train: .venv ## train a run of the reports: make train RUN=vgg08
-	@test -n "$(RUN)" || { echo "which run? make train RUN=vgg08; '$(BIN)/vggres list' names them all" >&2; exit 2; }
-	$(BIN)/vggres train $(RUN)
+train: .venv ## train a run of the reports: make train RUN=vgg08 SEED=3
+	@test -n "$(RUN)" || { echo "which run? make train RUN=vgg08 SEED=3; '$(BIN)/vggres list' names them all" >&2; exit 2; }
+	$(BIN)/vggres train $(RUN) $(if $(SEED),--seed $(SEED))
 
 figures: .venv ## render figures/ from the records
 	$(BIN)/vggres figures

@@ -499,9 +499,9 @@ print("reported in", ", ".join(run.exhibits))
 # ```
 # vggres list                                       # every run, reported and measured
 # vggres data                                       # fetch CIFAR-100, check every image
-# vggres train vgg38-bn-rc-lr1e-2 --device cuda     # one run, seed 0
-# vggres train vgg08 vgg38 --seed 1 --minutes 30    # two; stop after half an hour, status 3
-# vggres train vgg38 --seed 0 --seed 1 --together 2 # two seeds at once, to fill a GPU
+# vggres train vgg38-bn-rc-lr1e-2 --seed 3          # one run
+# vggres train vgg08 vgg38 --seed 3 --minutes 30    # two; stop after half an hour, status 3
+# vggres train vgg38 --seed 3 --seed 4 --together 2 # two seeds at once, to fill a GPU
 # vggres train --missing --together 7 --minutes 60  # what has no record, by importance
 # vggres verify                                     # re-hash every record
 # ```
