@@ -1,6 +1,7 @@
 """The command line: what bad input gets, and exit statuses that scripts can use."""
 
 import itertools
+import json
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from vggres import cli, data, queue, records, runs, tables, weights
 from vggres.cli import app
 from vggres.engine import Engine
+from vggres.errors import UserError
 from vggres.runs import QUEUE, RUNS, Run
 
 pytestmark = pytest.mark.usefixtures("commit")
@@ -204,6 +206,32 @@ def test_the_queue_passes_over_what_another_process_trains(train, results, monke
         assert done.exit_code == 3 and "seed 0: passed over" in done.stderr and "left: 1 of 2 runs" in done.stderr
         assert [f.name for f in records.folders(results)] == ["seed1"]
         assert "passed over" not in train("--missing", "--seed", 1).stderr
+
+
+def test_the_queue_passes_over_checkpoints_that_are_of_no_use(train, results, monkeypatch):
+    queued(monkeypatch, [(ONE_EPOCH, 0), (ONE_EPOCH, 1)])
+    torn = records.folder_of(results, ONE_EPOCH.name, 0) / "checkpoint.pt"
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes(b"half")
+    done = train("--missing")
+    assert done.exit_code == 3 and f"seed 0: passed over: {torn.parent}" in done.stderr
+    assert [f.name for f in records.folders(results)] == ["seed1"] and torn.read_bytes() == b"half"
+    refused(train(ONE_EPOCH.name.removesuffix("-1ep"), "--epochs", 1), torn.parent, "no checkpoint is whole")
+
+
+def test_a_damaged_dataset_is_found_out_before_the_first_run(train, root, results, monkeypatch):
+    other = replace(ONE_EPOCH, dataset="cifar10")
+    queued(monkeypatch, [(ONE_EPOCH, 0), (other, 0)])
+    damaged = next(root.rglob("test_batch.bin"))
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    refused(train("--missing"), damaged)
+    assert nothing_trained(results)
+
+
+def test_a_tilde_that_the_shell_left_is_the_home_folder(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert train("vgg08", "--epochs", 1, results="~/records").exit_code == 0
+    assert records.folders(tmp_path / "records")
 
 
 def test_the_queue_passes_over_what_has_no_weights_to_start_from(train, results, monkeypatch):
@@ -406,6 +434,18 @@ def test_an_unreadable_record_is_refused_where_it_would_be_read(train, results):
     refused(vggres("list", "--results", results), path)
     assert vggres("verify", "--results", results).exit_code == 1
     assert path.read_text() == "{"
+
+
+def test_a_record_without_a_part_or_a_history_is_named_where_it_would_be_read(train, results):
+    train("vgg08", "--epochs", 1)
+    path = records.folder_of(results, "vgg08-1ep", 0) / "run.json"
+    whole = path.read_text()
+    path.write_text(json.dumps(json.loads(whole) | {"device": {}}))
+    refused(vggres("list", "--results", results), path, "name", "restore it")
+    path.write_text(whole)
+    path.with_name("history.csv").write_text("")
+    with pytest.raises(UserError, match=r"history.csv: cannot be read"):
+        records.load_series("vgg08-1ep", "history.csv", results)
 
 
 def test_a_tree_without_a_commit_is_refused_before_training(train, results, monkeypatch, tmp_path):

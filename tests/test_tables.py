@@ -96,6 +96,16 @@ def test_a_collapsed_run_is_shown_and_not_averaged_away(monkeypatch):
     assert row.measured == pytest.approx(0.28) and row.interval > 1
 
 
+def test_a_diverged_run_is_not_left_out_of_the_mean(monkeypatch):
+    losses, values = [2.0, 2.1, None], [0.4, 0.5, 0.01]
+    measured(monkeypatch, run=["vgg08"] * 3, train_loss=losses, train_acc=values, val_loss=losses, val_acc=values)
+    text = tables.as_text(tables.table_1(ROOT / "results")).loc[("VGG08", "0.001")]
+    assert text["training loss", "measured"] == "not finite" and text["n", ""] == "3"
+    assert text["validation accuracy (%)", "measured"].startswith("30.33 ±")
+    judged = tables.verdicts(ROOT / "results").query("run == 'vgg08' and metric == 'train_loss'")
+    assert set(judged.verdict) == {"diverged"} and judged.n.eq(3).all()
+
+
 def test_the_readme_is_current():
     text = (ROOT / "README.md").read_text()
     assert tables.update_readme(text) == text, "run `vggres tables --readme README.md`"

@@ -370,6 +370,9 @@ def test_what_is_recorded_is_not_trained_again(tmp_path, synthetic, monkeypatch)
     assert training.train(run, 0, synthetic, tmp_path, "cpu", say=said.append) == first
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert len(said) == 1 and "recorded already" in said[0] and str(folder) in said[0]
+    (folder / "checkpoint.pt").write_bytes(b"left by a crash after the record")
+    training.train(run, 0, synthetic, tmp_path, "cpu")
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
 def test_the_test_set_is_seen_by_the_first_of_the_best_epochs(tmp_path, synthetic, monkeypatch):
@@ -411,6 +414,21 @@ def test_history_and_gradients_have_one_line_an_epoch(tmp_path, synthetic):
     names = [name for name, _ in layers(build(SMALL.model))]
     assert gradients.columns.tolist() == ["epoch", *names, "seed"]
     assert (gradients[names] > 0).all(axis=None)
+
+
+def test_a_run_is_trained_by_its_recipe(tmp_path, synthetic):
+    recipe = dict(weight_decay=0.5, optimizer="sgd", normalise="own", augment=False, lr=1e-2)
+    run, more = Run("vgg08", **recipe).tiny(limit=100, epochs=2, batch=50), replace(synthetic, classes=107)
+    training.train(run, 0, more, tmp_path, "cpu")
+    few, engine = synthetic.subset(100), Engine(build("vgg08", 0, classes=107), 1e-2, 0.5, CPU, optimizer="sgd")
+    scale, losses = data.scaling("own", few.train[0]), []
+    images, held = (data.Images(*part, CPU, *scale) for part in (few.train, few.val))
+    for epoch in range(2):
+        for i, batch in enumerate(data.plan_epoch(100, 0, epoch, augment=False).batches(50)):
+            engine.step(images, batch, run.lr_at(2 * epoch + i, 2))
+        losses.append((engine.metrics()[0], engine.evaluate(held)[0]))
+    told = records.load_series(run.name, "history.csv", tmp_path)[["train_loss", "val_loss"]].to_numpy()
+    assert told == pytest.approx(torch.tensor(losses).numpy(), abs=2e-6) and run.lr_at(2, 2) < 0.6e-2
 
 
 def test_the_net_is_built_with_the_runs_initialisation_and_slope(tmp_path, synthetic):

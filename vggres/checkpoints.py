@@ -19,6 +19,10 @@ from vggres.gradients import gradient_flow
 from vggres.runs import Run
 
 
+class Unusable(UserError):
+    """There are checkpoints of a run, but none that it can go on from."""
+
+
 @dataclass
 class State:
     """How far a run has come; a checkpoint holds this, the net and the optimiser."""
@@ -29,7 +33,7 @@ class State:
     diverged: bool = False
     wall_s: float = 0.0
     resumes: int = 0
-    digests: dict[str, str] = field(default_factory=dict)  # of images and start weights; none in an older checkpoint
+    digests: dict[str, str] = field(default_factory=dict)  # of images and start weights
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     git: list[dict] = field(default_factory=list)  # one entry per commit that trained part of it
     devices: list[dict] = field(default_factory=list)  # and one per device
@@ -92,16 +96,20 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, digests: dict[str,
     """Put the engine where the newest intact checkpoint left it; None if there is none to resume.
 
     Raises:
-        UserError: the checkpoint is of other settings, images or starting weights, or all checkpoints are damaged.
+        Unusable: the checkpoint is of other settings, images or starting weights, or all checkpoints are damaged.
     """
     saved, damaged = newest(folder, engine.device)
     if saved is None:
         if damaged:
             names = ", ".join(path.name for path in damaged)
-            raise UserError(f"{folder}: no checkpoint is whole ({names}); delete them to begin anew")
+            raise Unusable(f"{folder}: no checkpoint is whole ({names}); delete them to begin anew")
         return None
-    if Run.from_dict(saved["run"]) != run or saved["seed"] != seed:
-        raise UserError(
+    try:
+        same = Run.from_dict(saved["run"]) == run and saved["seed"] == seed
+    except TypeError:  # a setting that this version does not know
+        same = False
+    if not same:
+        raise Unusable(
             f"{saved['path']} is of other settings ({saved['run']}, seed {saved['seed']}); "
             "delete it to begin anew, or choose another --results"
         )
@@ -111,8 +119,8 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, digests: dict[str,
         if "capturable" in group:
             group["capturable"] = engine.device.type == "cuda"  # whichever device wrote the checkpoint
     state = State(**saved["state"])
-    if state.digests not in ({}, digests):
-        raise UserError(
+    if state.digests != digests:
+        raise Unusable(
             f"{saved['path']} is of other images, or began from other weights; "
             "delete it to begin anew, or choose another --results"
         )

@@ -8,6 +8,7 @@ import logging
 import sys
 from dataclasses import replace
 from functools import partial
+from os.path import expanduser
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,9 @@ class OneLine(TyperGroup):
         except torch.OutOfMemoryError as e:
             typer.echo(f"vggres: the GPU's memory is full; fewer --together, or a smaller --size ({e})", err=True)
             status = 2
+        except MemoryError as e:
+            typer.echo(f"vggres: this machine's memory is full ({e})", err=True)
+            status = 2
         except Exception as e:
             if not hasattr(e, "format_message"):  # what Typer says of wrong usage, under any version's class
                 raise
@@ -61,12 +65,13 @@ app = typer.Typer(
 )
 
 
-SEEDS = dict(min=0, max=2**63 - 1)
+SEEDS = dict(min=0, max=2**32 - 1)  # beyond, the epochs of one seed would be those of others: see `data.plan_epoch`
+HOME = dict(callback=lambda path: path and Path(expanduser(path)))  # a shell leaves the ~ of --out=~/x as it is
 
 
 def _results(**checks):
     shown = dict(help="Folder of records.", default_factory=records.default_root, show_default="results/")
-    return Annotated[Path, typer.Option("--results", **shown, **checks)]
+    return Annotated[Path, typer.Option("--results", **HOME, **shown, **checks)]
 
 
 Results, Recorded = _results(), _results(exists=True, file_okay=False)  # to write to; to read
@@ -193,7 +198,7 @@ def transfer(
     seed: Annotated[int, typer.Option(help="Of the last layer, the order of the images and their crops.", **SEEDS)] = 0,
     device: Device = "auto",
 ):
-    """Fine-tune a ResNet-18 on your own images, as report D's part 2 does: lr 5e-4, batches of 32."""
+    """Fine-tune a ResNet-18 on your own images: by Adam, with report D's step size of 5e-4 and batches of 32."""
     from vggres import photographs
 
     if last_layer and weights == "none":
@@ -207,7 +212,7 @@ def transfer(
     )
     pick_device(device)  # it and the commit are asked for again in training: here before every photograph is read
     records.provenance()
-    start = read_file(None if weights == "imagenet" else Path(weights)) if weights != "none" else None
+    start = read_file(None if weights == "imagenet" else Path(expanduser(weights))) if weights != "none" else None
     loaded, say = photographs.load(images, size), partial(typer.echo, err=True)
     _tell((run, seed), training.train(run, seed, loaded, results, device, say=say, start=start))
 
@@ -252,7 +257,9 @@ def tables(
 
 
 @app.command()
-def figures(results: Recorded, out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("figures")):
+def figures(
+    results: Recorded, out: Annotated[Path, typer.Option(help="Folder to write to.", **HOME)] = Path("figures")
+):
     """Render every figure whose runs are recorded, as SVG and PNG."""
     from vggres.figures import render
 

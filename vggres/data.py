@@ -116,12 +116,12 @@ class Data:
 
 def default_root() -> Path:
     """Where datasets are kept: `$VGGRES_DATA`, or `~/.cache/vggres`."""
-    return Path(os.environ.get("VGGRES_DATA") or Path.home() / ".cache" / "vggres")
+    return Path(os.environ.get("VGGRES_DATA") or os.path.expanduser("~/.cache/vggres"))
 
 
 def _root(root: Path | str | None) -> Path:
     """In full, since a shell leaves the ~ of --data=~/cifar as it is, and "." has no name."""
-    return Path(root or default_root()).expanduser().absolute()
+    return Path(os.path.expanduser(root or default_root())).absolute()
 
 
 def load(name: str = "cifar100", root: Path | str | None = None) -> Data:
@@ -172,8 +172,6 @@ def training_images(name: str) -> int:
 
 def available(name: str = "cifar100", root: Path | str | None = None) -> bool:
     """Whether `load` would find the dataset (not whether it is intact)."""
-    if name == "synthetic":
-        return True
     try:
         _find(name, root)
     except UserError:

@@ -50,7 +50,7 @@ def pick_device(name: str = "auto") -> torch.device:
 def pick_precision(device: torch.device) -> str:
     """ "bf16" where the device computes in it natively, else "fp32"."""
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     can = torch.cpu.get_capabilities()
     return "bf16" if can.get("avx512_bf16") or can.get("amx_bf16") else "fp32"
 

@@ -282,8 +282,7 @@ def headline(results: Path | str | None = None) -> Figure | None:
         for _, history in histories.groupby("seed"):
             end = dict(marker=marker, markevery=[-1], ms=5, clip_on=False)
             accuracy.plot(history.epoch, 100 * history.val_acc, color=colour, lw=1.4, **end)
-        last = histories.epoch.max()
-        ends[name] = last, 100 * histories[histories.epoch == last].val_acc
+        ends[name] = histories.epoch.max(), 100 * histories.groupby("seed").val_acc.last()
     mean = {name: values.mean() for name, (_, values) in ends.items()}
     names, texts = sorted(ends, key=mean.get), []
     for run in map(find, names):

@@ -48,7 +48,7 @@ def propagation(net: nn.Module, x: Tensor, y: Tensor) -> list[dict]:
     - `rms`: root mean square of z itself;
     - `gradient`: root mean square of dE/dz, times the number of images (E is the mean over them);
     - `backward_gain`: how much `gradient` grows from the next layer to this one; below 1 it shrinks on its way
-      to the input. None at the last layer.
+      to the input. None at the last layer, and where the next layer's `gradient` is 0.
 
     With PyTorch's default initialisation a weight has variance 1 / (3 fan_in), and a (leaky) ReLU passes half of
     the second moment, so the gain of a plain 3x3 layer, forward and backward, is about sqrt(1/3 * 1/2) = 0.41 (He et

@@ -67,7 +67,7 @@ class Muon(torch.optim.Adam):
     Args:
         params: in the order of the layers.
         lr: that of the ends; a one-element tensor, read at each step, or a float.
-        options: those of `torch.optim.Adam`.
+        options: those of `torch.optim.Adam`; they do not concern the convolutions, which have no weight decay, either.
     """
 
     def __init__(self, params, lr: Tensor | float, **options):

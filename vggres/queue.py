@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vggres import data, records
-from vggres.checkpoints import epochs_done
+from vggres.checkpoints import Unusable, epochs_done
 from vggres.models import multiply_adds
 from vggres.runs import QUEUE, Run
 from vggres.training import Claimed, steps, train_together
@@ -45,8 +45,8 @@ def work_off(
         root: the folder of the datasets.
         minutes: stop cleanly after this time.
         together: how many at once; more than one pays only on a GPU.
-        pass_over: skip runs that another process is training, and those whose dataset or starting weights are missing,
-            instead of raising.
+        pass_over: skip runs that another process is training, and those whose dataset or starting weights are missing
+            or whose checkpoints are of no use, instead of raising.
         say: called with a line for the user; `tell`, with each job that ends and its record.
 
     Returns: what is left because time is up or it was passed over, and how long it would take at this pace; None if
@@ -60,10 +60,12 @@ def work_off(
     absent = dict.fromkeys(run.dataset for run, _ in jobs if not data.available(run.dataset, root))
     have = [job for job in jobs if job[0].dataset not in absent]
     if absent and not (pass_over and have):
-        load(next(iter(absent)))  # says what is missing, before hours are spent on the others
+        load(next(iter(absent)))  # says what is missing
     elif absent:
         say(f"passed over: what needs {', '.join(absent)}; `vggres data --dataset` fetches it")
     jobs = have
+    for dataset in dict.fromkeys(run.dataset for run, _ in _unrecorded(results, jobs)):
+        load(dataset)  # or a damaged one would be found out when hours have been spent on the others
     sharing = min(together, len(_unrecorded(results, jobs)) or 1)
 
     def seconds_left() -> float:
@@ -83,7 +85,7 @@ def work_off(
                 yield images
         except StopIteration as end:
             return end.value
-        except (Claimed, NoWeights) as e:
+        except (Claimed, NoWeights, Unusable) as e:
             if not pass_over:
                 raise
             say_of_it(f"passed over: {e}")

@@ -158,43 +158,57 @@ def recorded(names: Iterable[str], results: Path | str | None = None) -> list[st
     return [name for name in names if name in have]
 
 
+def _row(r: dict) -> dict:
+    devices, git = ([r[part], *r[part].get("later", [])] for part in ("device", "git"))
+    shared = {device.get("together", r["time"].get("together", 1)) for device in devices}
+    return {
+        "run": r["run"]["name"],
+        "seed": r["seed"],
+        "status": r["status"],
+        **r["result"],
+        "params": r["model"]["params"],
+        "device": ", then ".join(dict.fromkeys(device["name"] for device in devices)),
+        "device_type": r["device"]["type"],
+        "precision": ", then ".join(dict.fromkeys(device["precision"] for device in devices)),
+        "commit": ", then ".join(dict.fromkeys(entry["commit"] for entry in git)),
+        "digest": r["data"]["digest_train"],
+        "wall_s": r["time"]["wall_s"] / shared.pop() if len(shared) == 1 else math.nan,
+    }
+
+
 def load_runs(results: Path | str | None = None) -> pd.DataFrame:
     """All records as a tidy table: one row per run and seed, with the result, the device and the provenance.
 
-    Columns: run, seed, status, every field of the record's `result`, params, device, device_type, precision, torch,
-    commit, digest, wall_s (divided by the number of runs that shared the device; NaN where that changed).
+    Columns: run, seed, status, every field of the record's `result`, params, device, device_type, precision, commit,
+    digest, wall_s (divided by the number of runs that shared the device; NaN where that changed).
+
+    Raises:
+        UserError: a record cannot be read, or is not whole.
     """
     rows = []
     for folder in folders(results):
-        r = read(folder)
-        devices, git = ([r[part], *r[part].get("later", [])] for part in ("device", "git"))
-        shared = {device.get("together", r["time"].get("together", 1)) for device in devices}
-        rows.append(
-            {
-                "run": r["run"]["name"],
-                "seed": r["seed"],
-                "status": r["status"],
-                **r["result"],
-                "params": r["model"]["params"],
-                "device": ", then ".join(dict.fromkeys(device["name"] for device in devices)),
-                "device_type": r["device"]["type"],
-                "precision": ", then ".join(dict.fromkeys(device["precision"] for device in devices)),
-                "torch": r["env"]["torch"],
-                "commit": ", then ".join(dict.fromkeys(entry["commit"] for entry in git)),
-                "digest": r["data"]["digest_train"],
-                "wall_s": r["time"]["wall_s"] / shared.pop() if len(shared) == 1 else math.nan,
-            }
-        )
+        try:
+            rows.append(_row(read(folder)))
+        except (KeyError, TypeError) as e:
+            raise UserError(f"{folder / 'run.json'}: no whole record ({e!r}); restore it, or move {folder} away") from e
     measured = [f"{split}_{metric}" for split in ("train", "val", "test") for metric in ("loss", "acc")]
     return pd.DataFrame(rows, columns=None if rows else ["run", "seed", "status", *measured, "commit"])
 
 
 def load_series(name: str, file: str, results: Path | str | None = None) -> pd.DataFrame:
-    """`history.csv` or `gradients.csv` of every seed of a run, with a `seed` column; empty if there is none."""
+    """`history.csv` or `gradients.csv` of every seed of a run, with a `seed` column; empty if there is none.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     parts = []
     for folder in folders(results):
         if folder.parent.name == name:
-            parts.append(pd.read_csv(folder / file).assign(seed=int(folder.name.removeprefix("seed"))))
+            try:
+                table = pd.read_csv(folder / file)
+            except (OSError, ValueError) as e:
+                raise UserError(f"{folder / file}: cannot be read ({e}); restore it, or move {folder} away") from e
+            parts.append(table.assign(seed=int(folder.name.removeprefix("seed"))))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["epoch", "seed"])
 
 

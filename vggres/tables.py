@@ -48,23 +48,27 @@ def label(run: Run) -> str:
         return re.sub("|".join(words), lambda found: words[found[0]], run.model)
     model, *variant = run.model.split("-")
     words = {"bn": "BN", "rc": "RC", "resnet": "ResNet", "sigmoid": "sigmoid", "skipinit": "SkipInit"}
-    notes = [run.init] * (run.init != "default") + [f"slope {run.slope:g}"] * (run.slope != 0.01)
+    notes = [run.init.replace("he", "He")] * (run.init != "default") + [f"slope {run.slope:g}"] * (run.slope != 0.01)
     notes += [run.optimizer.capitalize().replace("-", ", ", 1).replace("-", " ")] * (run.optimizer != "adam")
     return ", ".join([" ".join([model.upper(), " + ".join(words[v] for v in variant)]).strip(), *notes])
+
+
+def _number(value: float) -> str:
+    return "not finite" if math.isnan(value) else f"{value:.2f}"
 
 
 def interval(values: pd.Series) -> float | None:
     """Half width of the 95 % Student-t confidence interval of the mean over seeds; None for a single run."""
     if len(values) < 2:
         return None
-    return float(stats.t.ppf(0.975, len(values) - 1) * values.sem())
+    return float(stats.t.ppf(0.975, len(values) - 1) * values.sem(skipna=False))
 
 
 def _row(name: str, metric: str, runs: pd.DataFrame, told: pd.DataFrame) -> dict:
     """One metric of a run, as reported and as measured; NaN where it was not printed or not measured."""
-    values = runs[runs.run == name][metric].dropna().astype(float)
+    values = runs[runs.run == name][metric].astype(float)
     here = told[(told.run == name) & (told.metric == metric)].value
-    both = {"reported": here.item() if len(here) else math.nan, "measured": values.mean()}
+    both = {"reported": here.item() if len(here) else math.nan, "measured": values.mean(skipna=False)}
     return {"run": name, "metric": metric, **both, "interval": interval(values), "n": len(values)}
 
 
@@ -72,8 +76,8 @@ def table_1(results: Path | str | None = None, names: list[str] = TABLE_1) -> pd
     """Report A's Table 1, or other runs: one row per run and metric.
 
     Columns: run, metric, reported, measured (mean over seeds), interval (half width), n, network, lr, params. What is
-    not reported or not measured is NaN. Losses in nats, accuracies as fractions. Measured values are those after the
-    last epoch.
+    not reported or not measured is NaN, and so is a mean over seeds of which one has diverged. Losses in nats,
+    accuracies as fractions. Measured values are those after the last epoch.
     """
     runs, told = records.load_runs(results), reported(results).query("report == 'A' and exhibit == 'Table 1'")
     rows = []
@@ -101,7 +105,7 @@ def what_else(results: Path | str | None = None) -> pd.DataFrame:
         row["parameters"] = f"{count_parameters(build(run.model)):,}"
         heads = {"training loss": (1, "train_loss"), "validation (%)": (100, "val_acc"), "test (%)": (100, "test_acc")}
         for head, (scale, metric) in heads.items():
-            row[head] = f"{scale * mine[metric].mean():.2f}" if len(mine) else "not measured"
+            row[head] = _number(scale * mine[metric].astype(float).mean(skipna=False)) if len(mine) else "not measured"
         rows.append(row | {"n": len(mine)})
     return pd.DataFrame(rows).set_index(["network", "learning rate", "epochs"])
 
@@ -124,9 +128,17 @@ def prediction(values: pd.Series, other_images: int | None = None) -> float | No
 def verdict(told: float, decimals: float, values: pd.Series, other_images: int | None = None) -> str:
     """One rule for all numbers: "reproduced" when the reported value, anywhere within its printed precision, lies in
     the `prediction` interval, else "outside". With one or two runs, no verdict: "single run" or "two runs"; with
-    none, "not measured"."""
+    none, "not measured"; and "diverged" where a value is not finite.
+
+    Args:
+        told, decimals: the reported value, in the unit of `values`, and how many digits of it are printed.
+        values: one a seed, NaN where it is not finite.
+        other_images: see `prediction`.
+    """
     if not len(values):
         return "not measured"
+    if values.isna().any():
+        return "diverged"
     half = prediction(values, other_images)
     if half is None:
         return FEW[len(values)]
@@ -153,12 +165,12 @@ def verdicts(results: Path | str | None = None) -> pd.DataFrame:
             flow = records.load_series(row.run, "gradients.csv", results)
             values = flow[flow.epoch > 0].drop(columns="epoch").groupby("seed").max().max(axis=1)
         else:
-            values = runs[runs.run == row.run].get(row.metric, pd.Series(dtype=float)).dropna()
+            values = runs[runs.run == row.run].get(row.metric, pd.Series(dtype=float)).astype(float)
         others = OTHER_IMAGES.get(row.metric)
         half, found = prediction(values, others), verdict(row.value, row.decimals, values, others)
         if row.report == "A" and row.run in OTHERWISE and len(values):
             half, found = None, "other recipe"
-        rows.append((values.mean(), half, len(values), found))
+        rows.append((values.mean(skipna=False), half, len(values), found))
     told[["measured", "prediction", "n", "verdict"]] = pd.DataFrame(rows).astype({1: float})
     return told.assign(difference=told.value - told.measured)
 
@@ -188,8 +200,8 @@ def format_cells(row) -> tuple[str, str, str]:
     told = "–" if pd.isna(row.reported) else f"{scale * row.reported:.2f}"
     if row.n == 0:
         return told, "not measured", "–"
-    spread = FEW.get(row.n) or f"± {scale * row.interval:.2f}"
-    return told, f"{scale * row.measured:.2f}", spread
+    spread = FEW.get(row.n) or ("–" if pd.isna(row.measured) else f"± {scale * row.interval:.2f}")
+    return told, _number(scale * row.measured), spread
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
@@ -204,7 +216,7 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
         told, measured, spread = format_cells(row)
         line = rows.setdefault((row.network, f"{row.lr:g}"), {})
         line[heads[row.metric], "reported"] = told
-        line[heads[row.metric], "measured"] = f"{measured} {spread}" if row.n > 2 else measured
+        line[heads[row.metric], "measured"] = f"{measured} {spread}" if "±" in spread else measured
         line["n", ""] = "single run" if row.n == 1 else str(row.n)
     text = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["network", "learning rate"])
     return text[[*dict.fromkeys(c for c in text if c[0] != "n"), ("n", "")]]

@@ -84,7 +84,9 @@ def steps(
     `torch.use_deterministic_algorithms(True)`.)
 
     Args:
+        run: the net and the recipe.
         seed: for the initial weights, the order of the images and their augmentation.
+        data: the images of `run.dataset`, whole.
         results: the folder of records.
         device: "auto", "cpu", "cuda", ...
         minutes: stop cleanly after this time; the same call continues later.
@@ -106,6 +108,8 @@ def steps(
             same = all(record["data"][f"digest_{split}"] == digest for split, digest in data.digests.items())
             if not same or (start and record["start"]["sha256"] != start[1]):
                 raise UserError(f"{folder} is a record of other images or other weights; choose another --results")
+            for path in checkpoints(folder):  # left where a crash came just after the record
+                path.unlink(missing_ok=True)
             say(f"is recorded already in {folder}; delete the folder to measure again")
             return record
         git = records.provenance()
