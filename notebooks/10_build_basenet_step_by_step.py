@@ -371,7 +371,7 @@ plt.show()
 # not shown. The sum of sixteen outputs that are never negative is large, five times that with the factor, but so are
 # the head's units, and in units of their size a step of Adam moves them as far in either. What differs before the first
 # step is that 36 % of the units are below 0 for a whole batch, against 20 % with the factor. All this is one seed. The
-# symptom is known: Szegedy, Ioffe et al. (2016) multiply branches by 0.1 to 0.3, since otherwise their wide nets "died"
+# symptom is known: Szegedy, Ioffe et al. (2017) multiply branches by 0.1 to 0.3, since otherwise their wide nets "died"
 # early in training, and the layers before the end gave only zeros. Whether it was so in the report cannot be told: its
 # course's code trains by SGD, as do our runs of its steps, which leaves more of the head alive (Figure 2), though at
 # step 6 the head may still slow the net down (Table 1).

@@ -115,6 +115,8 @@ def _behind_activation(dy, z, y, gamma, beta, moments, at, real, c, slope):
 def sum_back(
     dy, z, y, gamma, beta, moments, sums, pixels, slope, COPIES: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
+    """Add up what `normalise_back` needs: the gradient behind the activation, and its product with the normalised
+    values, over all pixels of a channel, in COPIES copies, so that few programs meet at one."""
     p, c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, 32)
     at, real = p[:, None] * 32 + c[None, :], (p < pixels)[:, None]
     g, normalised = _behind_activation(dy, z, y, gamma, beta, moments, at, real, c, slope)
@@ -128,6 +130,7 @@ def normalise_back(
     dy, z, y, gamma, beta, moments, sums, dz, dshortcut, dgamma, dbeta, pixels, slope,
     COPIES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """The gradients of the convolution's output, of the shortcut (unless None), and of the normalisation's weights."""
     p, c, copy = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, 32), tl.arange(0, COPIES)
     at, real = p[:, None] * 32 + c[None, :], (p < pixels)[:, None]
     g, normalised = _behind_activation(dy, z, y, gamma, beta, moments, at, real, c, slope)
