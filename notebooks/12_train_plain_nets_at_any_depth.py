@@ -530,10 +530,10 @@ assert true < 4.57 and min(labels, signs) > 4.58
 #   epochs, and nets with shortcuts, with batch normalisation or without, at 41.4 and 41.8 %; after a hundred the first
 #   has 61.3 %, level with report A's best VGG38, which Adam trained; and by Adam itself 58.0 % (one run). With BN and a
 #   shortcut in every block VGG38 has, by Adam, 62.4 %, and 65.5 % with weight decay.
-# - A gradient of 1e-18 is lost in Adam's epsilon, not for learning: its direction is still worth following.
-#   Multiplied by $2^{56}$, at a rate of 1e-4, it is healthy in every layer an epoch or two later; with Muon after four
-#   to 34. The VGG38 of the reports, as it is, then learns: in a hundred epochs scaled Adam brings it to 19 % of the test
-#   images (one run) and Muon to 28 to 47 % (two); mended first, it has 61 %.
+# - A gradient of 1e-18 is lost in Adam's epsilon, not for learning: its direction is still worth following. Multiplied
+#   by $2^{56}$, at a rate of 1e-4, it is healthy in every layer an epoch or two later; with Muon after four to 34. The
+#   VGG38 of the reports, as it is, then learns: in a hundred epochs scaled Adam brings it to 19 % of the test images
+#   (one run) and Muon to 28 to 47 % (two); mended first, it has 61 %.
 # - Depth, up to 248 layers, does not keep a plain net from beginning to learn (on CIFAR-100, up to 68). Nothing here
 #   shows that it helps, either: by construction, what the slope leaves of the nonlinearity at the start is the same for
 #   all depths.

@@ -217,10 +217,9 @@ def test_report_b_scales_the_learning_rate_at_the_start_and_at_the_end():
 
 def test_what_report_a_says_against_its_own_table_are_runs_of_their_own():
     text = [run for run in RUNS.values() if "A/text" in run.exhibits]
-    assert text == [
-        Run("vgg38-bn", epochs=250, batch=264, weight_decay=1e-6),
-        Run("vgg38-bn-rc", lr=1e-2, epochs=250, batch=264, weight_decay=1e-6),
-    ]
+    recipe = dict(epochs=250, batch=264, weight_decay=1e-6)
+    falling = [Run("vgg38-bn", **recipe), Run("vgg38-bn-rc", lr=1e-2, **recipe)]
+    assert text == [replace(run, schedule="cosine-step") for run in falling] + falling
 
 
 def test_table_1_is_registered_under_both_meanings_of_the_schedule():
