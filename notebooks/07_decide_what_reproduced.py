@@ -428,6 +428,8 @@ for row in fell:
     for metric in tables.METRICS:
         mine, images = runs[runs.run == row["run"]][metric], tables.OTHER_IMAGES.get(metric)
         assert tables.verdict(row[metric], 4, mine, images) == "reproduced"
+
+# %%
 everyone = pd.concat([runs, others]).groupby("run")
 for name, low, high in (("vgg38-bn-rc", 71.2, 73.4), ("vgg38-bn-lr1e-2", 45.7, 48.8), ("vgg38-bn", 50.6, 54.1)):
     found = 100 * everyone.get_group(f"{name}-cosine-step").train_acc
