@@ -70,6 +70,19 @@ def test_gradient_flow_shows_every_epoch_and_layer_of_the_record_on_both_axes():
         assert np.array_equal(drawn, table.to_numpy())
 
 
+def test_the_headline_counts_a_seed_that_ended_early(monkeypatch):
+    load = records.load_series
+
+    def cut(name, file, results=None):
+        table = load(name, file, results)
+        return table[(table.seed != 2) | (table.epoch <= 5)] if name == "vgg38-bn" else table
+
+    monkeypatch.setattr(records, "load_series", cut)
+    last = 100 * cut("vgg38-bn", "history.csv").groupby("seed").val_acc.last()
+    texts = [" ".join(text.get_text().split()) for text in figures.headline().axes[1].texts]
+    assert np.ptp(last) > 10 and f"VGG38 BN: {last.min():.0f} to {last.max():.0f}" in texts
+
+
 def test_the_headline_shows_the_gradient_before_the_first_step_and_what_is_then_learnt():
     start = (
         records.load_series("vgg38", "gradients.csv").query("seed == 0 and epoch == 0").drop(columns=["epoch", "seed"])

@@ -117,7 +117,8 @@ def test_the_readme_counts_the_verdicts_as_they_are():
     told = " ".join((ROOT / "README.md").read_text().split())
     trained = f"Of the {len(found)} numbers of the first two that need training and have a verdict, {len(right)} are"
     assert f"{trained} reproduced:" in told
-    assert f"{(one.verdict == 'reproduced').sum()} of the {len(one)} losses and accuracies" in told
+    given = "losses and accuracies in the five rows that its course gave are reproduced"
+    assert f"{(one.verdict == 'reproduced').sum()} of the {len(one)} {given}" in told
     beside = found[(found.report == "A") & (found.exhibit != "Table 1")]
     assert (beside.verdict == "reproduced").all() and len(beside) == 1  # "and the one beside it"
     assert f"{(right.report == 'B').sum()} of their {(found.report == 'B').sum()} numbers are reproduced" in told
