@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Build batch normalisation and residual blocks
 #
-# A plain VGG38 cannot be trained: each layer passes on 0.41 of the signal and 0.41 of the gradient, and after 37 of
-# them nothing is left of either (chapter 01). Reports A and B repair it with batch normalisation (BN) and residual
-# connections (RC). This chapter builds both from their equations and measures what they do.
+# As the reports train it, a plain VGG38 learns nothing: each layer passes on 0.41 of the signal and 0.41 of the
+# gradient, and behind 37 of them next to nothing is left of either (chapter 01). Reports A and B repair it with batch
+# normalisation (BN) and residual connections (RC). This chapter builds both from their equations and measures what they
+# do.
 #
 # **You will see** batch normalisation written by hand, forwards and backwards, and equal to PyTorch's; the residual
 # block; four nets of 38 layers before their first step, and two of them in their first hundred.
@@ -361,9 +362,10 @@ assert (inside > 4).all(axis=None) and (step["BN + RC"] < step["BN"] / 2).all()
 # ## Compare the gradient flow
 #
 # *Live.* The reports measure the mean of $|\partial E / \partial W|$ of each layer. It scales as the right side of
-# Figure 1 times the *size* of the layer's input, summed over its pixels: 1,024 in stage 1, 64 in stage 3. (Not as the
-# left side: in the plain net, biases give the input a size that is the same for all images, hence the stairs of chapter
-# 01.) Three initialisations of each net, on the whole batch:
+# Figure 1 times the *size* of the layer's input times, roughly, the root of the number of its pixels, whose shares do
+# not agree in sign: 32 in stage 1, 8 in stage 3. (Not as the left side: in the plain net, biases give the input a size
+# that is the same for all images, hence the stairs of chapter 01.) Three initialisations of each net, on the whole
+# batch:
 
 # %%
 SEEDS = (0, 1, 2)

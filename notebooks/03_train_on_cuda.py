@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Train on CUDA
 #
-# Training a net of report A's Table 1 takes 47,500 steps. This chapter takes one step apart: the loop, the data, the
-# random numbers, the number format, the cost, and what survives when the machine stops midway. The code is small enough
-# to read in full, and the same lines serve a GPU and a CPU.
+# Training one of these nets takes 47,500 steps. This chapter takes one step apart: the loop, the data, the random
+# numbers, the number format, the cost, and what survives when the machine stops midway. The code is small enough to
+# read in full, and the same lines serve a GPU and a CPU.
 #
 # **You will see** the loop on one screen, one image in four random crops, a gradient that a 16-bit format cannot hold,
 # where the time of a step goes on your machine, a convolution with a quarter of its products, and a run that is cut off
@@ -120,10 +120,10 @@ assert same(tenth, data.plan_epoch(5000, seed=0, epoch=10))
 assert not same(tenth, data.plan_epoch(5000, seed=0, epoch=11))
 assert not same(tenth, data.plan_epoch(5000, seed=1, epoch=10))
 
-# %% [markdown]
-# This keeps a checkpoint simple: it stores the epoch number and no generator state. It also gives a CPU and a GPU the
-# same batches. Their results still differ: at first in the last digits, because they add in another order (in more,
-# where one computes in bfloat16), and after a hundred epochs by a point or more (chapter 07).
+# %% [markdown] This keeps a checkpoint simple: it stores the epoch number and no generator state. It also gives a CPU
+# and a GPU the same batches. Their results still differ: at first in the last digits, because they add in another order
+# (in more, where one computes in bfloat16). After a hundred epochs even two CPUs were more than a point apart (chapter
+# 07).
 #
 # ## Choose the precision
 #
@@ -351,11 +351,12 @@ assert all(np.allclose(row, found["torch, float32"], rtol=2, atol=1e-5) for row 
 #
 # ## Compare it with the reports' loop
 #
-# The benchmark (`make bench`) writes the training loop as the reports did: torchvision transforms on PIL images, a
-# `DataLoader` with two workers, float32, channels first, the loss read after each batch. It runs both loops by turns in
-# one process and prints their ratio, the median of several rounds. It also measures the machine's *ceiling*, its best
-# matrix product and its fastest copy, and how near each loop comes to it. Replayed from `benchmarks/`, from two
-# machines that report the same name, of which only one computes in bfloat16 (a third is in the README):
+# The benchmark (`make bench`) writes the training loop as the reports did, here called the *naive* loop: torchvision
+# transforms on PIL images, a `DataLoader` with two workers, float32, channels first, the loss read after each batch. It
+# runs both loops by turns in one process and prints their ratio, the median of several rounds. It also measures the
+# machine's *ceiling*, its best matrix product and its fastest copy, and how near each loop comes to it. Replayed from
+# `benchmarks/`, from two machines that report the same name, of which only one computes in bfloat16 (a third is in the
+# README):
 
 # %%
 benchmarks, names = records.default_root().parent / "benchmarks", {"vgg08": "VGG08", "vgg38-bn-rc": "VGG38 BN + RC"}
@@ -489,8 +490,9 @@ scratch.cleanup()
 # epochs, cosine annealing an epoch at a time).
 
 # %%
-run = find("vgg38-bn-rc-lr1e-2")
-print(f"{run.name}: {run.model}, {run.optimizer}, lr {run.lr}, batch {run.batch}, {run.epochs} epochs, {run.schedule}")
+run = find("vgg38-resnet-wd1e-3")
+print(f"{run.name}: {run.model}, {run.optimizer}, lr {run.lr}, weight decay {run.weight_decay}")
+print(f"batch {run.batch}, {run.epochs} epochs, {run.schedule}")
 print("reported in", ", ".join(run.exhibits))
 
 # %% [markdown]

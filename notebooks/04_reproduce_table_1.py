@@ -65,11 +65,11 @@ compared["measured"] = table[table.run == "vgg08"].set_index("metric").measured
 compared[compared.index.str.endswith("acc")] *= 100
 compared.round(3)
 
-# %% [markdown]
-# Our VGG08 agrees with the one that report B prints: all four numbers to a point or 0.03 nats. Both were trained with
-# crops and flips; without them ours fits its training images far better (`vgg08-no-augment`). Report A's row lies two
-# and a half points below ours in validation and more than three in training. The nets agree as far as A prints (60 K
-# parameters), so the recipes probably differ: chapter 07 finds how, and by what rule a number counts as reproduced.
+# %% [markdown] Our VGG08 agrees with the one that report B prints: all four numbers to a point or 0.03 nats. Ours was
+# trained with crops and flips, and the other very likely, too: without them ours fits its training images far better
+# (`vgg08-no-augment`). Report A's row lies two and a half points below ours in validation and more than three in
+# training. The nets agree as far as A prints (60 K parameters), so the recipes probably differ: chapter 07 finds one
+# that fits, and says by what rule a number counts as reproduced.
 #
 # ### VGG38, plain and repaired
 #
@@ -93,7 +93,7 @@ for name in ("vgg38-bn", "vgg38-bn-lr1e-2"):
     assert by_seed[name].min() < parts["train_acc"].reported[name] < by_seed[name].max()
 than_vgg08 = val - 100 * rows.measured["vgg08"]
 assert -2 < than_vgg08["vgg38-bn"] < 0 < 2 < than_vgg08["vgg38-rc"] < 4 < 10 < than_vgg08["vgg38-bn-rc"]
-assert val["vgg38-bn-rc"] > val[["vgg38-bn", "vgg38-rc"]].max() + 7
+assert val["vgg38-bn-rc"] > val[["vgg38-bn", "vgg38-rc"]].max() + 7 and parts["val_acc"].above["vgg38-bn-rc"] > 5
 gained = {name: val[f"{name}-lr1e-2"] - val[name] for name in ("vgg38-bn", "vgg38-bn-rc")}
 assert -5 < gained["vgg38-bn"] < -3 < 0 < gained["vgg38-bn-rc"] < 1
 largest, *others = sorted(100 * seeds[seeds.run == "vgg38-bn-lr1e-2"].val_acc, reverse=True)
@@ -103,22 +103,26 @@ told = tables.reported().query("report == 'A' and metric == 'test_acc' and run i
 assert (tested[told.index] < told - 0.01).all()
 (100 * pd.DataFrame({"reported": told, "measured": tested[told.index]})).round(2).rename_axis("test images, % right")
 
-# %% [markdown]
-# Each row has three runs, and what the report tells is there. The plain VGG38 does not move in a hundred epochs: its
-# loss is $\ln 100$, and it gives the same answer to all 2,500 validation images, so exactly 1 % are right. Either
-# repair makes the same 38 layers train. BN alone makes them no better than eight plain layers (49.4 %); shortcuts
-# alone, three points better on average (one of three seeds by less than one). The two together are seven points above
-# that, each run above every run of RC, and at 1e-2 they have the report's best validation accuracy.
+# %% [markdown] Each row has three runs, and the report's story is there. The plain VGG38 does not move in a hundred
+# epochs: its loss is $\ln 100$, and it gives the same answer to all 2,500 validation images, so exactly 1 % are right.
+# Either repair makes the same 38 layers train. BN alone makes them no better than eight plain layers (49.4 %);
+# shortcuts alone, three points better on average (one of three seeds by less than one, so three runs each do not prove
+# it). The two together are seven points above that, each run above every run of RC, and at 1e-2 they have the report's
+# best validation accuracy.
 #
-# Two things differ from the report. First, with shortcuts our nets *fit* better than the report's, by 8 to 17 points of
-# training accuracy, as VGG08 does by three. With BN alone they do not: the report's accuracy lies between our runs'.
+# Three things differ from the report. First, BN + RC at 1e-3 has 59.6 % of the validation images right and not 53.8:
+# seven points above RC, not one. It is the only validation accuracy in the course's rows that chapter 07 calls
+# *outside*.
 #
-# Second, the larger rate. In the report it seems to cost BN five points and to give both together six. But in each pair
+# Second, with shortcuts our nets *fit* better than the report's, by 8 to 17 points of training accuracy, as VGG08 does
+# by three. With BN alone they do not: the report's accuracy lies between our runs'.
+#
+# Third, the larger rate. In the report it seems to cost BN five points and to give both together six. But in each pair
 # one net had 250 epochs in batches of 264 and the other 100 in batches of 100 (about as many steps, two and a half
-# times as many images), so that is not the rate's doing alone.
-# Here, all else equal, it costs BN nearly four on average (one of three runs is five points above the others), and
-# gives both together less than one: our BN + RC is good at 1e-3 already. The test accuracies of the text (the last
-# table), above ours by more than a point, are those of the two longer runs.
+# times as many images), so that is not the rate's doing alone. Here, all else equal, it costs BN nearly four on average
+# (one of three runs is five points above the others: not proved, either), and gives both together less than one: our BN
+# + RC is good at 1e-3 already. The test accuracies of the text (the last table), above ours by more than a point, are
+# those of the two longer runs.
 #
 # ## Figures 1 to 6
 #
@@ -145,7 +149,7 @@ figures.show("A-figure-2")
 flow = records.load_series("vgg08", "gradients.csv")
 start, late = flow[flow.epoch == 0].iloc[0], flow[flow.epoch > 50].mean()
 assert 0.05 < late["entry.conv"] < 0.5 and late["stage3.reduce.conv1"] < 0.02
-assert start["entry.conv"] < 1e-3 * late["entry.conv"]
+assert start["entry.conv"] < 1e-3 * late["entry.conv"] and start["head"] < 0.01 * late["head"]
 entry = flow[flow.epoch > 0]["entry.conv"]
 assert entry.min() > 0.01 and 0.19 < entry.max() < 0.205
 
@@ -237,9 +241,11 @@ made["result"]
 # ## What was shown
 #
 # - VGG08, three seeds, agrees with every number that report B prints for it, to a point or 0.03 nats. In report A's
-#   table the training accuracy is three points lower, the validation accuracy two and a half (chapter 07 tells why).
+#   table the training accuracy is three points lower, the validation accuracy two and a half (chapter 07 has a probable
+#   reason).
 # - VGG38 fails as both reports say, from the first epoch to the hundredth. Batch normalisation makes it about as good
-#   as VGG08, residual connections three points better (one seed of three by less than one), the two together ten.
+#   as VGG08, residual connections three points better (one seed of three by less than one), the two together ten. In
+#   the report the two together are little better than residual connections alone at 1e-3; here, by seven points.
 # - Two of the table's rows had another recipe than the others, so its two pairs of learning rates compare more than the
 #   rate.
 # - Our VGG08, and our VGG38 with shortcuts, fit their training images better than report A's. With BN alone our

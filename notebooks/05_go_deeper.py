@@ -90,23 +90,24 @@ pd.DataFrame({"BN": bn, "BN + RC": bn_rc}, index=pd.Index(depth, name="layers"))
 a_layer = (bn[-1] / bn[1]) ** (1 / (depth[-1] - depth[1]))
 power, height = np.polyfit(np.log(depth), np.log(bn_rc), 1)
 assert 1.1 < a_layer < 1.25, "BN alone: a factor a layer"
-assert bn_rc.max() < 30 and 0.2 < power < 1.1, "BN + RC: a power of the depth"
+assert bn_rc.max() < 30 and 0.55 < power < 0.8, "BN + RC: a power of the depth"
 trained = records.load_series("vgg38-bn", "gradients.csv").set_index("epoch")
 falls = trained["entry.conv"] / trained["stage3.reduce.conv2"]
-assert (falls[0] > 90).all() and (falls[1] < 22).all()
+assert falls[0].between(96, 203).all() and falls[1].between(14, 22).all()
 
-# %% [markdown]
-# BN alone multiplies the gradient by about 1.16 a layer, a little less than the theory says: harmless at 14 layers,
-# hundreds at 38, two hundred million at 128. (One draw of the weights; at 38 layers draws differ by a factor of three,
-# chapter 02.) It is chapter 01 reversed, with a gentler factor.
+# %% [markdown] BN alone multiplies the gradient by about 1.16 a layer, a little less than the theory says: harmless at
+# 14 layers, hundreds at 38, two hundred million at 128. (One draw of the weights, and 25 images; at 38 layers draws
+# differ by a factor of three, and on a hundred images chapter 02 has 199 for this one.) It is chapter 01 reversed, with
+# a gentler factor.
 #
 # Yang et al. (2019) derive this growth, and find that deep nets with BN alone are not trainable, but also that the
-# imbalance shrinks much after one step. In the records of our VGG38 BN it falls from one or two hundred to twenty or so
-# within an epoch. (Whether Adam, which divides out the size of the gradient, would train a net of 128 layers with BN
+# imbalance shrinks much after one step. In the records of our VGG38 BN it falls from 97, 130 and 202 to between 15 and
+# 21 within an epoch. (Whether Adam, which divides out the size of the gradient, would train a net of 128 layers with BN
 # alone is not measured.)
 #
 # With shortcuts the imbalance grows as well, but no faster than the depth itself. Now the reports' own nets, each with
-# its shortcuts and, for comparison, without:
+# its shortcuts and, for comparison, without (and then without the convolutions on them, so that report A's have 14, 47
+# and 146 layers):
 
 # %% tags=["nbval-ignore-output"]
 theirs = pd.DataFrame(
@@ -135,17 +136,16 @@ axes.set(yscale="log", xlabel="layers", ylabel="gradient of the first conv / the
 axes.legend(frameon=False, loc="upper left")
 plt.show()
 
-# %% [markdown]
-# **Figure 1.** How much larger the first gradient is than the last, before the first step. *BN alone* is nearly a
-# straight line on this axis: a factor a layer. *BN + RC* bends over, and follows a power of the depth (line, fitted).
-# Of the reports' nets (stars), B's stay within a factor of three of that line, up to 132 layers; A's VGG50 and VGG150
-# lie above it. VGG150's gradient is balanced several hundred thousand times better than without shortcuts, but still
-# tens of times worse than VGG106's.
+# %% [markdown] **Figure 1.** How much larger the first gradient is than the last, before the first step. *BN alone* is
+# nearly a straight line on this axis: a factor a layer. *BN + RC* bends over, and follows a power of the depth (line,
+# fitted). Of the reports' nets (stars), B's stay within a factor of three of that line, up to 132 layers; A's VGG50 and
+# VGG150 lie above it. (The fitted nets of 38 and 68 layers are B's own, and hidden by its stars.) VGG150's gradient is
+# balanced several hundred thousand times better than without shortcuts, but some seventy times worse than VGG106's.
 
 # %%
 assert theirs["BN + RC"][report_b].max() < 200 and theirs.BN["vgg106-resnet"] > 1e7
 assert theirs["BN + RC"]["vgg150-bn-rc"] > 10 * theirs["BN + RC"]["vgg106-resnet"]
-assert theirs.BN["vgg150-bn-rc"] > 1e4 * theirs["BN + RC"]["vgg150-bn-rc"]
+assert theirs.BN["vgg150-bn-rc"] > 1e5 * theirs["BN + RC"]["vgg150-bn-rc"]
 
 # %% [markdown]
 # ## Why a power and not a factor
@@ -189,12 +189,11 @@ axes.set(xlabel="block", ylabel="mean square of its output", ylim=(0, None))
 axes.legend(frameon=False, loc="upper left")
 plt.show()
 
-# %% [markdown]
-# **Figure 2.** It does: each block adds a little less than 1. And here is what sets report A's VGG150 apart. Where it
-# halves the image, its shortcut has a BN of its own, which brings the stream back to 1. One long stream has become four
-# short ones, each beginning again at $k = 1$, where a block's factor is largest. Report B's pooling keeps the stream
-# going (the small steps down come from averaging four pixels). This is only the premise. Which power follows from it is
-# not derived here: Figure 1 has about 0.6, for the gradient of weights.
+# %% [markdown] **Figure 2.** It does: each block adds a little less than 1. And here is what sets report A's VGG150
+# apart. Where it halves the image, its shortcut has a BN of its own, which brings the stream back to 1. One long stream
+# has become four short ones, each beginning again at $k = 1$, where a block's factor is largest. Report B's pooling
+# keeps the stream going (the small steps down come from averaging four pixels). This is only the premise. Which power
+# follows from it is not derived here: Figure 1 has about two thirds, for the gradient of weights.
 #
 # The test: leave VGG150 its three convolutions a block, and give it report B's shortcut.
 
@@ -275,7 +274,8 @@ assert abs(deep.val_acc - shallow.val_acc) < 0.001 and deep.test_acc < shallow.t
 #
 # - BN alone multiplies the gradient by about 1.16 a layer; at 128 layers that is a hundred million and more.
 # - With identity shortcuts the stream grows, each block counts for less, and the gradient grows with a power of the
-#   depth. A shortcut that is normalised on its way restarts the stream and gives part of that away.
-# - The reports train nets of up to 150 layers; none with more than 38 is measured here yet. What report B gains by
-#   depth is less than two runs of one net may differ by. Report A's two deeper nets, trained for fewer epochs, fit
-#   their training images worse than its shallow one.
+#   depth. A shortcut with a convolution and a BN of its own restarts the stream and gives part of that away; which of
+#   the two does it was not separated.
+# - The reports train nets of up to 150 layers; of these none with more than 38 has been trained here yet. What report B
+#   gains by depth is less than two runs of one net may differ by. Report A's two deeper nets, trained for fewer epochs,
+#   fit their training images worse than its shallow one.

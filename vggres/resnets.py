@@ -82,7 +82,7 @@ def inception(width: float, classes: int = 100) -> nn.Module:
     """GoogLeNet's nine modules with `width` times its filters, after a 3x3 convolution; for report C's case study.
 
     The modules are torchvision's, with batch normalisation, and 3x3 kernels where the paper has 5x5. Max pooling halves
-    the image between their three groups. Report C names no architecture: all of this is our choice.
+    the image between their three groups. Report C does not say which Inception it means: all of this is our choice.
 
     Shapes: (N, 3, 32, 32) -> (N, classes) logits.
     """
