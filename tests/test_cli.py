@@ -328,7 +328,7 @@ def test_an_interrupt_is_exit_status_130_and_says_how_to_go_on(train, monkeypatc
     monkeypatch.setattr(Engine, "step", interrupt)
     done = train("vgg08")
     assert done.exit_code == 130
-    assert done.stderr.count("\n") == 1 and "goes on from its last whole epoch" in done.stderr
+    assert done.stderr.count("\n") == 1 and "goes on from the last whole epoch" in done.stderr
 
 
 def test_a_diverged_run_is_said_and_recorded(train, results, monkeypatch):

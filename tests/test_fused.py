@@ -156,9 +156,10 @@ def test_on_a_cpu_a_layer_is_exact_but_for_one_rounding(drawn):
     x, weight, bias, shortcut, dy, dx = drawn
     y = fused_cpu.layer(x, weight, bias, shortcut, 0.1)
     assert off(y, nn.functional.leaky_relu(convolved(x, weight, bias) + shortcut, 0.1)) < ROUNDED
-    for known in ((dy, y), (dy, None)):
-        of_x, of_weight, of_bias, dz = fused_cpu.layer_back(x, weight, known, 0.1, dx, (True,) * 4)
-        assert torch.equal(dz, dy if known[1] is None else torch.where(y > 0, dy, dy * 0.1))
+    for sign in (y, None):
+        known = dy, None, sign, None, None, None
+        of_x, of_weight, of_bias, dz, *_ = fused_cpu.back(x, weight, known, 0.1, dx, (True,) * 4)
+        assert torch.equal(dz, dy if sign is None else torch.where(y > 0, dy, dy * 0.1))
         exact = convolved_back(x, weight, dz)
         assert off(of_x, exact[0] + dx) < ROUNDED
         assert off(of_weight, exact[1]) < SUMMED and off(of_bias, exact[2]) < SUMMED
@@ -175,9 +176,7 @@ def test_on_a_cpu_a_normalised_layer_is_exact_but_for_one_rounding(with_shortcut
     exact, vectors = copy.deepcopy(norm).double(), (norm.weight.detach(), norm.bias.detach())
     z, y, batch = fused_cpu.normalised(x, weight, bias, shortcut, 0.1, norm)
     known = dy, z, y if with_shortcut else None, *vectors, *batch
-    *of_all, dshortcut, of_gamma, of_beta = fused_cpu.normalised_back(
-        x, weight, known, 0.1, dx, (True, True, True, with_shortcut)
-    )
+    *of_all, dshortcut, of_gamma, of_beta = fused_cpu.back(x, weight, known, 0.1, dx, (True, True, True, with_shortcut))
 
     assert off(z, convolved(x, weight, bias)) < ROUNDED
     zz, ss = z.double().requires_grad_(), torch.zeros(()) if shortcut is None else shortcut.double().requires_grad_()
@@ -224,7 +223,7 @@ def test_on_a_cpu_a_net_s_entry_is_torch_s(size):
     for entry, given in ((net.entry, x.clone()), (by_torch, x.clone()), (exact, x.double())):
         with torch.autocast("cpu", torch.bfloat16, enabled=entry is not exact):
             y = entry(given.requires_grad_())
-        assert ("_NormalisedLayer" in y.grad_fn.name()) == (entry is net.entry)
+        assert ("_Layer" in y.grad_fn.name()) == (entry is net.entry)
         y.backward(dy.to(y.dtype))
         values.append([y.detach(), given.grad, *(p.grad for p in entry.parameters()), *entry.buffers()])
     assert all(off(ours, true) < 1.2 * off(theirs, true) + 1e-4 for ours, theirs, true in zip(*values, strict=True))

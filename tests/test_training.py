@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from vggres import checkpoints, data, fused_cpu, records, training, weights
 from vggres.engine import Engine
-from vggres.errors import UserError
+from vggres.errors import Unready, UserError
 from vggres.gradients import flow_on
 from vggres.models import build, layers
 from vggres.runs import Run, find
@@ -273,6 +273,16 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, synthetic, monkeypa
         training.train(run, seed, synthetic, tmp_path, "cpu")
     assert str(ours) in str(e.value) and "\n" not in str(e.value)
     assert ours.read_bytes() == content
+
+
+@pytest.mark.parametrize("later", [{"optimizer": "lion"}, {"warm_up": 5}], ids=["value", "setting"])
+def test_a_checkpoint_of_a_later_version_is_refused_by_its_name(tmp_path, synthetic, monkeypatch, later):
+    with monkeypatch.context() as m:
+        m.setattr(Run, "to_dict", lambda run: vars(run) | later)
+        path = stop(tmp_path, synthetic, 5) / "checkpoint.pt"
+    with pytest.raises(Unready, match=r"other settings.*delete") as e:
+        training.train(SMALL, 0, synthetic, tmp_path, "cpu")
+    assert str(path) in str(e.value)
 
 
 def test_a_checkpoint_or_a_record_of_other_images_is_refused(tmp_path, synthetic, monkeypatch):
@@ -591,10 +601,10 @@ def test_the_last_layer_starts_as_it_was_drawn_also_for_another_number_of_classe
 
 def test_a_start_without_weights_says_what_to_train_first(tmp_path, synthetic, monkeypatch):
     untrained(monkeypatch)
-    with pytest.raises(weights.NoWeights, match="keeps no weights"):
+    with pytest.raises(Unready, match="keeps no weights"):
         training.train(further("all"), 0, synthetic, tmp_path, "cpu")
     monkeypatch.setattr(weights, "WEIGHTS", {SMALL.name})
-    with pytest.raises(weights.NoWeights, match=f"vggres train {SMALL.name}"):
+    with pytest.raises(Unready, match=f"vggres train {SMALL.name}"):
         training.train(further("all"), 0, synthetic, tmp_path, "cpu")
 
 
@@ -612,7 +622,7 @@ def test_a_checkpoint_that_began_from_other_weights_is_not_resumed(tmp_path, syn
 
 
 def test_a_start_of_another_network_is_refused(tmp_path, pretrained):
-    with pytest.raises(UserError, match="not of a vgg38"):
+    with pytest.raises(UserError, match="of a vgg38, not"):
         weights.begin(build("vgg38"), Run("vgg38", start=SMALL.name), tmp_path)
 
 
@@ -630,5 +640,5 @@ def test_large_weights_are_kept_where_git_does_not_look_and_may_be_absent_but_no
         weights.read(SMALL.name, tmp_path)
     file.unlink()
     assert records.verify(tmp_path) == []
-    with pytest.raises(weights.NoWeights, match="train it again"):
+    with pytest.raises(Unready, match="train it again"):
         weights.read(SMALL.name, tmp_path)

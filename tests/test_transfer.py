@@ -197,7 +197,7 @@ def test_the_command_refuses_in_one_line(pictures, file, tmp_path):
     refused(transfer(pictures, results, "--weights", tmp_path / "nowhere.pth"), "nowhere.pth")
     other = tmp_path / "other.pth"
     torch.save(build("vgg08").state_dict(), other)
-    refused(transfer(pictures, results, "--weights", other), "other", "resnet18-224", "conv1.weight", "absent")
+    refused(transfer(pictures, results, "--weights", other), "other", "resnet18-224", "conv1.weight", "Missing")
     refused(transfer(pictures, results, "--weights", ""), "no weights")
     refused(transfer(pictures, results, "--weights", "none", "--seed", -1), "'--seed'", "equal to 0")
     refused(transfer(pictures, results, "--weights", "none", "--size", 32), "--size", "33")

@@ -13,14 +13,10 @@ from torch import nn
 
 from vggres import records
 from vggres.engine import Engine
-from vggres.errors import UserError
+from vggres.errors import Unready, UserError
 from vggres.files import write_atomically
 from vggres.gradients import gradient_flow
 from vggres.runs import Run
-
-
-class Unusable(UserError):
-    """There are checkpoints of a run, but none that it can go on from."""
 
 
 @dataclass
@@ -59,17 +55,10 @@ def checkpoints(folder: Path) -> tuple[Path, Path]:
 
 def save(folder: Path, run: Run, seed: int, engine: Engine, state: State) -> None:
     """Write the newest checkpoint, keeping the one before. The file is a SHA-256, then what `torch.save` gives."""
+    parts = {"run": run.to_dict(), "seed": seed, "state": vars(state)}
+    parts |= {"net": engine.net.state_dict(), "optimizer": engine.optimizer.state_dict()}
     buffer = io.BytesIO()
-    torch.save(
-        {
-            "run": run.to_dict(),
-            "seed": seed,
-            "state": vars(state),
-            "net": engine.net.state_dict(),
-            "optimizer": engine.optimizer.state_dict(),
-        },
-        buffer,
-    )
+    torch.save(parts, buffer)
     newest, previous = checkpoints(folder)
     if newest.exists():
         os.replace(newest, previous)
@@ -96,23 +85,21 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, digests: dict[str,
     """Put the engine where the newest intact checkpoint left it; None if there is none to resume.
 
     Raises:
-        Unusable: the checkpoint is of other settings, images or starting weights, or all checkpoints are damaged.
+        Unready: the checkpoint is of other settings, images or starting weights, or all checkpoints are damaged.
     """
     saved, damaged = newest(folder, engine.device)
     if saved is None:
         if damaged:
             names = ", ".join(path.name for path in damaged)
-            raise Unusable(f"{folder}: no checkpoint is whole ({names}); delete them to begin anew")
+            raise Unready(f"{folder}: no checkpoint is whole ({names}); delete them to begin anew")
         return None
     try:
         same = Run.from_dict(saved["run"]) == run and saved["seed"] == seed
-    except TypeError:  # a setting that this version does not know
+    except (TypeError, UserError):  # a setting, or its value, that this version does not know
         same = False
+    instead = "delete it to begin anew, or choose another --results"
     if not same:
-        raise Unusable(
-            f"{saved['path']} is of other settings ({saved['run']}, seed {saved['seed']}); "
-            "delete it to begin anew, or choose another --results"
-        )
+        raise Unready(f"{saved['path']} is of other settings ({saved['run']}, seed {saved['seed']}); {instead}")
     engine.net.load_state_dict(saved["net"])
     engine.optimizer.load_state_dict(saved["optimizer"])
     for group in engine.optimizer.param_groups:
@@ -120,10 +107,7 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, digests: dict[str,
             group["capturable"] = engine.device.type == "cuda"  # whichever device wrote the checkpoint
     state = State(**saved["state"])
     if state.digests != digests:
-        raise Unusable(
-            f"{saved['path']} is of other images, or began from other weights; "
-            "delete it to begin anew, or choose another --results"
-        )
+        raise Unready(f"{saved['path']} is of other images, or began from other weights; {instead}")
     state.resumes += 1
     if damaged:  # or the next `save` would replace the intact one with the damaged one
         os.replace(saved["path"], damaged[0])

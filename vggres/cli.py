@@ -37,11 +37,8 @@ class OneLine(TyperGroup):
         except (UserError, OSError) as e:
             typer.echo(f"vggres: {e}", err=True)
             status = 2
-        except torch.OutOfMemoryError as e:
-            typer.echo(f"vggres: the GPU's memory is full; fewer --together, or a smaller --size ({e})", err=True)
-            status = 2
-        except MemoryError as e:
-            typer.echo(f"vggres: this machine's memory is full ({e})", err=True)
+        except (MemoryError, torch.OutOfMemoryError) as e:  # of the machine, or of a GPU
+            typer.echo(f"vggres: the memory is full; fewer --together, or a smaller --size ({e})", err=True)
             status = 2
         except Exception as e:
             if not hasattr(e, "format_message"):  # what Typer says of wrong usage, under any version's class
@@ -50,9 +47,7 @@ class OneLine(TyperGroup):
             typer.echo(message if "\n" in message else f"vggres: {message.rstrip('.')}; see --help", err=True)
             status = e.exit_code
         if status == 130:
-            typer.echo(
-                "vggres: interrupted; a training goes on from its last whole epoch by the same command", err=True
-            )
+            typer.echo("vggres: interrupted; the same command goes on from the last whole epoch", err=True)
         sys.exit(status or 0)
 
 
@@ -74,7 +69,8 @@ def _results(**checks):
     return Annotated[Path, typer.Option("--results", **HOME, **shown, **checks)]
 
 
-Results, Recorded = _results(), _results(exists=True, file_okay=False)  # to write to; to read
+FOLDER = dict(exists=True, file_okay=False)
+Results, Recorded = _results(), _results(**FOLDER)  # to write to; to read
 DataRoot = Annotated[
     Path,
     typer.Option(
@@ -112,9 +108,7 @@ def list_(results: Recorded):
 @app.command()
 def data(
     root: DataRoot,
-    dataset: Annotated[
-        str, typer.Option(help="cifar100, cifar10, or cifar100-30, 30 training images a class.")
-    ] = "cifar100",
+    dataset: Annotated[str, typer.Option(help="cifar100, cifar10, or cifar100-30: 30 images a class.")] = "cifar100",
 ):
     """Download a dataset and check every image. What is there already is only checked."""
     folder = datasets.fetch(dataset, root)
@@ -127,9 +121,7 @@ def data(
 def train(
     root: DataRoot,
     results: Results,
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Runs, as `vggres list` names them.", metavar="NAME")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Runs, see `vggres list`.", metavar="NAME")] = None,
     seed: Annotated[
         list[int] | None,
         typer.Option(
@@ -140,9 +132,7 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Train fewer or more epochs: a run of another name.")] = None,
     device: Device = "auto",
-    minutes: Annotated[
-        float | None, typer.Option(help="Stop cleanly after this time; the same command resumes.")
-    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop cleanly after so long; the same command resumes.")] = None,
     together: Annotated[int, typer.Option(min=1, help="How many runs at once; more than one only pays on a GPU.")] = 1,
     missing: Annotated[
         bool, typer.Option("--missing", help="What has no record, the most important first; NAME... restricts it.")
@@ -182,16 +172,9 @@ def _tell(job: tuple[Run, int], record: dict) -> None:
 
 @app.command()
 def transfer(
-    images: Annotated[
-        Path,
-        typer.Option(
-            help="Folder of images: CLASS/IMAGE, or train/CLASS/IMAGE and test/...", exists=True, file_okay=False
-        ),
-    ],
+    images: Annotated[Path, typer.Option(help="CLASS/IMAGE, or train/CLASS/IMAGE and test/...", **FOLDER)],
     results: Results,
-    weights: Annotated[
-        str, typer.Option(help="imagenet (torchvision's, fetched once), none, or a file of a ResNet-18's weights.")
-    ] = "imagenet",
+    weights: Annotated[str, typer.Option(help="imagenet (fetched once), none, or a file.")] = "imagenet",
     last_layer: Annotated[bool, typer.Option("--last-layer", help="Train the last layer only.")] = False,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
     size: Annotated[int, typer.Option(min=33, help="Height and width of the images in pixels.")] = 224,
@@ -240,9 +223,7 @@ def evaluate(
 @app.command()
 def tables(
     results: Recorded,
-    readme: Annotated[
-        Path | None, typer.Option(help="Renew the generated part of this file instead of printing.")
-    ] = None,
+    readme: Annotated[Path | None, typer.Option(help="Renew the generated part of this file instead.")] = None,
 ):
     """Table 1 as reported and as measured, in Markdown."""
     from vggres.tables import readme_table, update_readme

@@ -235,9 +235,7 @@ def _read(folder: Path, spec: Spec, split: str) -> tuple[np.ndarray, np.ndarray]
     for f in files:
         size = (folder / f).stat().st_size
         if size != expected:
-            raise UserError(
-                f"{folder / f}: {size} bytes, expected {expected}; truncated or another file: delete and fetch it again"
-            )
+            raise UserError(f"{folder / f}: {size} bytes, expected {expected}; delete it and fetch it again")
     records = np.concatenate([np.fromfile(folder / f, np.uint8) for f in files]).reshape(count, -1)
     return records[:, spec.label_bytes - 1], records[:, spec.label_bytes :]
 
@@ -250,10 +248,8 @@ def _read_python(folder: Path, spec: Spec, split: str) -> tuple[np.ndarray, np.n
     try:
         theirs = getattr(datasets, spec.torchvision)(folder.parent, train=split == "train")
     except RuntimeError as e:
-        raise UserError(
-            f"{folder}: damaged or incomplete ({e}); "
-            f"delete it and run `vggres data --dataset {spec.torchvision.lower()}`"
-        ) from e
+        name = spec.torchvision.lower()
+        raise UserError(f"{folder}: damaged ({e}); delete it and run `vggres data --dataset {name}`") from e
     return np.array(theirs.targets, np.uint8), theirs.data.transpose(0, 3, 1, 2).reshape(-1, PIXELS)
 
 

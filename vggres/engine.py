@@ -40,10 +40,8 @@ def pick_device(name: str = "auto") -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"no device is called {name!r}; use auto, cpu, cuda or cuda:1")
-    if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
-        raise UserError(
-            f"{name!r} was asked for, but this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
-        )
+    if device.type == "cuda" and not 0 <= (device.index or 0) < (n := torch.cuda.device_count()):
+        raise UserError(f"{name!r} was asked for, but this machine has {n} CUDA devices; use --device cpu")
     return device
 
 
@@ -98,16 +96,11 @@ class Engine:
             ours = None  # its sums are added up in no fixed order
         self.convolution = (ours and ours(self.net)) or "torch"
         # With `fused`, all read the rate from a tensor on the device; SGD does so only then, and needs no `capturable`.
-        make, options = {
-            "adam": (torch.optim.Adam, {"capturable": on_gpu}),
-            "sgd": (torch.optim.SGD, {"momentum": 0.9}),
-            "muon": (Muon, {"capturable": on_gpu}),
-            "adam-scaled": (ScaledAdam, {"capturable": on_gpu}),
-            "adam-two-rates": (TwoRates, {"capturable": on_gpu}),
-        }[optimizer]
-        self.optimizer = make(
-            net.parameters(), torch.tensor(lr, device=device), weight_decay=weight_decay, fused=True, **options
-        )
+        kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "muon": Muon}
+        kinds |= {"adam-scaled": ScaledAdam, "adam-two-rates": TwoRates}
+        options = {"momentum": 0.9} if optimizer == "sgd" else {"capturable": on_gpu}
+        options |= {"weight_decay": weight_decay, "fused": True}
+        self.optimizer = kinds[optimizer](net.parameters(), torch.tensor(lr, device=device), **options)
         self._draws = any(isinstance(module, nn.Dropout2d) for module in net.modules())
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)

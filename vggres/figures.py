@@ -2,7 +2,6 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -84,18 +83,15 @@ def draw(exhibit: str, results: Path | str | None = None) -> Figure | None:
     if exhibit not in EXHIBITS:
         raise UserError(f"no exhibit is called {exhibit!r}; there are {', '.join(EXHIBITS)}")
     how, names = EXHIBITS[exhibit]
-    have = records.recorded(names, results)
-    if len(have) < min(len(names), 2):
+    if len(records.recorded(names, results)) < min(len(names), 2):
         return None
-    if how == "flow":
-        return flow(*have, results)
-    return curves(have, results, report=exhibit[0], missing=unmeasured(exhibit, results))
+    return flow(*names, results) if how == "flow" else curves(names, results, report=exhibit[0])
 
 
 def unmeasured(exhibit: str, results: Path | str | None = None) -> list[str]:
     """The runs of an exhibit that have no record."""
-    names = EXHIBITS[exhibit][1]
-    return [name for name in names if name not in records.recorded(names, results)]
+    have = records.recorded(EXHIBITS[exhibit][1], results)
+    return [name for name in EXHIBITS[exhibit][1] if name not in have]
 
 
 def show(exhibit: str):
@@ -138,9 +134,7 @@ def title(name: str) -> str:
     return label(run) + (f" ({', '.join(notes)})" if notes else "")
 
 
-def curves(
-    names: list[str], results: Path | str | None = None, report: str = "A", missing: Sequence[str] = ()
-) -> Figure:
+def curves(names: list[str], results: Path | str | None = None, report: str = "A") -> Figure:
     """Loss and accuracy by epoch: training faint and dashed, validation solid, one colour per run, one line per seed.
 
     A star at the last epoch marks what the report prints, for each seed that it trained: filled for the validation set,
@@ -149,9 +143,10 @@ def curves(
     fig = Figure(figsize=(10, 3.6))
     loss, acc = fig.subplots(1, 2)
     told = reported(results)
-    told = told[(told.report == report) & told.run.isin(names) & told.metric.isin(METRICS)]
+    have = records.recorded(names, results)
+    told = told[(told.report == report) & told.run.isin(have) & told.metric.isin(METRICS)]
     star = dict(marker="*", ls="", ms=9, mew=0.6)
-    for name, colour in zip(names, colours(names), strict=True):
+    for name, colour in zip(have, colours(have), strict=True):
         for axes, metric, scale in ((loss, "loss", 1), (acc, "acc", 100)):
             axes.plot([], [], color=colour, label=title(name).replace(" (", "\n").rstrip(")"))
             for part, how in (("train", dict(color="white", mec=colour)), ("val", dict(color=colour, mec="black"))):
@@ -171,7 +166,7 @@ def curves(
     for axes in fig.axes:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    stamp(fig, names, results, missing=missing)
+    stamp(fig, names, results)
     return fig
 
 
@@ -190,16 +185,12 @@ def flow(name: str, results: Path | str | None = None) -> Figure:
     table = table[table.seed == seed]
     layers, (colour,) = [c for c in table if c not in ("epoch", "seed")], colours([name])
     x = np.arange(1, len(layers) + 1)
+    start = dict(color="black", lw=1.4, zorder=3)
+    later = dict(color=colour, lw=1, alpha=min(0.6, max(0.12, 4 / len(table))))
     fig = Figure(figsize=(8, 3.4))
     for axes, scale in zip(fig.subplots(1, 2), ("linear", "log"), strict=True):
         for _, row in table.iterrows():
-            start = row.epoch == 0
-            style = (
-                dict(color="black", lw=1.4, zorder=3)
-                if start
-                else dict(color=colour, lw=1, alpha=min(0.6, max(0.12, 4 / len(table))))
-            )
-            axes.plot(x, row[layers].astype(float), **style)
+            axes.plot(x, row[layers].astype(float), **later if row.epoch else start)
         axes.set_yscale(scale)
         depth_axis(axes, layers)
     linear, log = fig.axes
@@ -214,11 +205,7 @@ def flow(name: str, results: Path | str | None = None) -> Figure:
     return fig
 
 
-def settings(
-    names: list[str],
-    results: Path | str | None = None,
-    band: tuple[float, float] | None = None,
-) -> Figure:
+def settings(names: list[str], results: Path | str | None = None, band: tuple[float, float] | None = None) -> Figure:
     """Validation accuracy, one line per run: what report B prints (stars), and each seed measured here (dots).
 
     Args:
@@ -348,24 +335,19 @@ def histories(
     return fig
 
 
-def stamp(
-    fig: Figure,
-    names: list[str],
-    results: Path | str | None = None,
-    seed: int | None = None,
-    missing: Sequence[str] = (),
-) -> None:
+def stamp(fig: Figure, names: list[str], results: Path | str | None = None, seed: int | None = None) -> None:
     """Note below the figure where the numbers come from (the records of all seeds, or of one) and what is missing."""
     runs = records.load_runs(results)
     runs = runs[runs.run.isin(names) & ((seed is None) | (runs.seed == seed))]
     seeds = ", ".join(str(s) for s in sorted(runs.seed.unique()))
-    each = "single run" if len(runs) == len(set(names)) else f"n = {len(runs)} in all"
+    each = "single run" if runs.run.is_unique else f"n = {len(runs)} in all"
     commits = ", ".join(sorted(set(runs.commit.str.split(", then ").explode().str[:7])))
     devices = sorted(set(", then ".join(runs.device).split(", then ")))
     devices = f"{'; '.join(devices)} ({', '.join(sorted(set(runs.precision)))})"
     digests = runs.set_index("run").digest.items()
     sets = {find(n).dataset.partition("-")[0].replace("cifar", "CIFAR-"): digest[:8] for n, digest in digests}
     data = ", ".join(f"{name} {digest}" for name, digest in sets.items())
+    missing = [name for name in names if name not in set(runs.run)]
     absent = f"not measured: {', '.join(missing)}\n" if missing else ""
     told = f"{data} · {each}, seed {seeds} · commit {commits} · {devices}"
     told = textwrap.fill(told, int(19 * fig.get_figwidth()), break_on_hyphens=False)

@@ -44,7 +44,7 @@ class FusedBlock(Block):
         if isinstance(norm, nn.Identity):
             return _Layer.apply(*given, shortcut, slope)
         if _by_the_batch(norm):
-            return _NormalisedLayer.apply(*given, shortcut, slope, norm.weight, norm.bias, norm)
+            return _Layer.apply(*given, shortcut, slope, norm.weight, norm.bias, norm)
         z, x = _Layer.apply(*given, None, 1.0)
         z = norm(z)
         return self.act(z if shortcut is None else z + shortcut), x
@@ -67,7 +67,7 @@ class EntryOnCPU(nn.Sequential):
         if not (self.training and in_bf16 and len(x) > 1 and _by_the_batch(norm)):
             return super().forward(x)
         given = fused_cpu, x.to(DTYPE), conv.weight, conv.bias, None, act.negative_slope
-        return _NormalisedLayer.apply(*given, norm.weight, norm.bias, norm)[0]
+        return _Layer.apply(*given, norm.weight, norm.bias, norm)[0]
 
 
 def use(net: nn.Module, kind: type[FusedBlock]) -> str | None:
@@ -96,49 +96,29 @@ def _by_the_batch(norm: nn.Module) -> bool:
 
 
 class _Layer(torch.autograd.Function):
-    """Convolution, shortcut, activation."""
+    """Convolution, batch normalisation where `norm` is given, shortcut, activation."""
 
     @staticmethod
-    def forward(ctx, kernels, x, weight, bias, shortcut, slope):
-        x, weight = _last(x), kernels.prepared(weight)
-        y = kernels.layer(x, weight, bias, _last(shortcut), slope)
-        _keep(ctx, kernels, slope, x, weight, y if slope != 1 else None)
-        return y, x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy, dx):
-        return None, *ctx.kernels.layer_back(*_given(ctx, dy, dx)), None
-
-
-class _NormalisedLayer(torch.autograd.Function):
-    """Convolution, batch normalisation, shortcut, activation."""
-
-    @staticmethod
-    def forward(ctx, kernels, x, weight, bias, shortcut, slope, gamma, beta, norm):
+    def forward(ctx, kernels, x, weight, bias, shortcut, slope, gamma=None, beta=None, norm=None):
         x, shortcut, weight = _last(x), _last(shortcut), kernels.prepared(weight)
-        z, y, batch = kernels.normalised(x, weight, bias, shortcut, slope, norm)
-        _keep(ctx, kernels, slope, x, weight, z, y if shortcut is not None else None, gamma, beta, *batch)
+        if norm is None:
+            y = kernels.layer(x, weight, bias, shortcut, slope)
+            known = [None, y if slope != 1 else None, None, None, None]
+        else:
+            z, y, batch = kernels.normalised(x, weight, bias, shortcut, slope, norm)
+            known = [z, y if shortcut is not None else None, gamma, beta, *batch]
+        ctx.save_for_backward(x, weight, *known)
+        ctx.kernels, ctx.slope = kernels, slope
+        ctx.set_materialize_grads(False)
         return y, x
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dx):
-        *gradients, of_gamma, of_beta = ctx.kernels.normalised_back(*_given(ctx, dy, dx))
-        return None, *gradients, None, of_gamma, of_beta, None
-
-
-def _keep(ctx, kernels: ModuleType, slope: float, *tensors: Tensor | None) -> None:
-    """Save what `_given` needs."""
-    ctx.save_for_backward(*tensors)
-    ctx.kernels, ctx.slope = kernels, slope
-    ctx.set_materialize_grads(False)
-
-
-def _given(ctx, dy: Tensor, dx: Tensor | None) -> tuple:
-    """The arguments of a layer's backward pass."""
-    x, weight, *known = ctx.saved_tensors
-    return x, weight, (_last(dy), *known), ctx.slope, _last(dx), ctx.needs_input_grad[1:5]
+        x, weight, *known = ctx.saved_tensors
+        given = x, weight, [_last(dy), *known], ctx.slope, _last(dx), ctx.needs_input_grad[1:5]
+        *of_layer, of_gamma, of_beta = ctx.kernels.back(*given)
+        return None, *of_layer, None, of_gamma, of_beta, None
 
 
 class _Pool(torch.autograd.Function):

@@ -55,7 +55,7 @@ def normalised(
     x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, slope: float, norm: nn.BatchNorm2d
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Convolution, batch normalisation, shortcut, activation. Returns: the convolution's results, the final
-    results, and what `normalised_back` needs of the batch."""
+    results, and what `back` needs of the batch."""
     if _ours(x):
         sums = torch.empty(2 * CHANNELS, dtype=torch.float64)
         z = _convolve(x, weight, bias, None, sums, 1.0)
@@ -70,35 +70,23 @@ def normalised(
     return z, y, [moments]
 
 
-def layer_back(
-    x: Tensor, weight: Tensor, known: tuple, slope: float, dx: Tensor | None, wanted: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
-    """The gradients of input (`dx` is added to it), weight, bias and shortcut; None, or anything, for those not
-    `wanted`. `known`: the gradient of `layer`'s results, and the results (None without an activation)."""
-    dy, y = known
-    return _back(x, weight, [dy, None, y, *[None] * 5], slope, dx, wanted)
-
-
-def normalised_back(
-    x: Tensor, weight: Tensor, known: tuple, slope: float, dx: Tensor | None, wanted: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
-    """As `layer_back`, and the gradients of gamma and beta. `known`: the gradient of `normalised`'s results, what it
-    returned (the second None without a shortcut: the first gives its sign), with gamma and beta before the batch's."""
-    sums, pixels = (torch.zeros(CHANNELS), torch.zeros(CHANNELS)), x[:, 0].numel()
-    known = [*known, *sums]
-    compiled(NAME).sum_back(*pointers(*known), c_float(slope), c_long(pixels), torch.get_num_threads())
-    return *_back(x, weight, known, slope, dx, wanted), *sums
-
-
-def _back(x, weight, known, slope, dx, wanted):
+def back(x: Tensor, weight: Tensor, known: list, slope: float, dx: Tensor | None, wanted: tuple[bool, ...]) -> tuple:
+    """The gradients of input (`dx` is added to it), weight, bias, shortcut, gamma and beta; None, or anything, for
+    those not `wanted`. `known`: the gradient of the results; what `normalised` returned, with gamma and beta before the
+    batch's (all None for `layer`), where the second, the results, is None if the first gives their sign, or if there is
+    no activation."""
     of_input, _, of_bias, of_shortcut = wanted
-    threads, dshortcut = torch.get_num_threads(), torch.empty_like(known[0]) if of_shortcut else None
+    threads, pixels, sums = torch.get_num_threads(), x[:, 0].numel(), (None, None)
+    if known[1] is not None:
+        sums = torch.zeros(CHANNELS), torch.zeros(CHANNELS)
+        compiled(NAME).sum_back(*pointers(*known, *sums), c_float(slope), c_long(pixels), threads)
+    known, dshortcut = [*known, *sums], torch.empty_like(known[0]) if of_shortcut else None
     if _ours(x):
         made = torch.empty_like(x), torch.empty(CHANNELS, 3, 3, CHANNELS).permute(0, 3, 1, 2), torch.empty(CHANNELS)
         given = pointers(*known, dshortcut, x, weight, dx, *made)
         compiled(NAME).gradients(*given, c_float(slope), len(x), x.shape[3], threads)
     else:
-        dz, pixels = torch.empty_like(known[0]), x[:, 0].numel()
+        dz = torch.empty_like(known[0])
         compiled(NAME).through(*pointers(*known, dshortcut, dz), c_float(slope), c_long(pixels), threads)
         made = torch.ops.aten.convolution_backward(
             *(dz, x, weight, [CHANNELS], [1, 1], [1, 1], [1, 1], False, [0, 0], 1), [of_input, True, of_bias]
@@ -106,7 +94,7 @@ def _back(x, weight, known, slope, dx, wanted):
         if dx is not None and of_input:
             made[0].add_(dx)
     of_x, of_weight, bias = made
-    return of_x, of_weight.float(), bias.float() if of_bias else None, dshortcut
+    return of_x, of_weight.float(), bias.float() if of_bias else None, dshortcut, *sums
 
 
 def _ours(x: Tensor) -> bool:

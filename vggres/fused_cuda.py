@@ -50,7 +50,7 @@ def normalised(
     x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, slope: float, norm: nn.BatchNorm2d
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Convolution, batch normalisation, shortcut, activation. Returns: the convolution's results, the final
-    results, and what `normalised_back` needs of the batch."""
+    results, and what `back` needs of the batch."""
     sums, moments = torch.zeros(2, COPIES, 2, CHANNELS, device=x.device), norm.weight.new_empty(2 * CHANNELS)
     z = _convolve(x, weight, bias=bias, sums=sums[0])
     y, pixels = torch.empty_like(z), z.numel() // CHANNELS
@@ -61,22 +61,14 @@ def normalised(
     return z, y, [moments, sums[1]]
 
 
-def layer_back(
-    x: Tensor, weight: Tensor, known: tuple, slope: float, dx: Tensor | None, wanted: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
+def back(x: Tensor, weight: Tensor, known: list, slope: float, dx: Tensor | None, wanted: tuple[bool, ...]) -> tuple:
     """As on a CPU: see `fused_cpu`."""
-    dy, y = known
-    dz = dy if y is None else torch.ops.aten.leaky_relu_backward(dy, y, slope, True)
-    return *_gradients(x, weight, dz, dx, wanted[2]), dz if wanted[3] else None
-
-
-def normalised_back(
-    x: Tensor, weight: Tensor, known: tuple, slope: float, dx: Tensor | None, wanted: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
-    """As on a CPU: see `fused_cpu`."""
-    _, z, _, gamma, beta, *_ = known
+    dy, z, y, gamma, *_ = known
+    if z is None:
+        dz = dy if y is None else torch.ops.aten.leaky_relu_backward(dy, y, slope, True)
+        return *_gradients(x, weight, dz, dx, wanted[2]), dz if wanted[3] else None, None, None
     dz, dshortcut = torch.empty_like(z), torch.empty_like(z) if wanted[3] else None
-    sums, pixels = (torch.empty_like(gamma), torch.empty_like(beta)), z.numel() // CHANNELS
+    sums, pixels = (torch.empty_like(gamma), torch.empty_like(gamma)), z.numel() // CHANNELS
     kernels.sum_back[_programs(pixels)](*known, pixels, slope, COPIES, BLOCK)
     kernels.normalise_back[_programs(pixels)](*known, dz, dshortcut, *sums, pixels, slope, COPIES, BLOCK)
     return *_gradients(x, weight, dz, dx, wanted[2]), dshortcut, *sums

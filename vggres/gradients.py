@@ -59,16 +59,14 @@ def propagation(net: nn.Module, x: Tensor, y: Tensor) -> list[dict]:
     net = copy.deepcopy(net).double().train()
     outputs: dict[str, Tensor] = {}
 
-    def keep(name):
-        def hook(module, inputs, out):
+    for name, layer in layers(net):
+
+        def keep(module, inputs, out, name=name):
             out.retain_grad()
             outputs[name] = out
             return out.clone()  # the activation may work in place
 
-        return hook
-
-    for name, layer in layers(net):
-        layer.register_forward_hook(keep(name))
+        layer.register_forward_hook(keep)
     F.cross_entropy(net(x.double()), y).backward()
     rows = [
         {

@@ -13,12 +13,10 @@ from torch import Tensor
 def compiled(name: str) -> ctypes.CDLL | None:
     """`name`.c, compiled within a second; None if `cc` cannot compile it, or not for this processor."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        target = Path(folder) / f"{name}.so"
+        source, target = Path(__file__).with_name(f"{name}.c"), Path(folder) / f"{name}.so"
         flags = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC"]
         try:
-            subprocess.run(
-                ["cc", *flags, "-o", target, Path(__file__).with_name(f"{name}.c")], check=True, capture_output=True
-            )
+            subprocess.run(["cc", *flags, "-o", target, source], check=True, capture_output=True)
             return ctypes.CDLL(str(target))
         except (OSError, subprocess.CalledProcessError):
             return None

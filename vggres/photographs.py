@@ -12,6 +12,8 @@ from torchvision.datasets import ImageFolder
 from vggres.data import Data, one_in
 from vggres.errors import UserError
 
+LAYOUT = "lay them out as <class>/<image>, or train/<class>/<image> and test/<class>/<image>"
+
 
 def load(root: Path | str, size: int = 224) -> Data:
     """Any folder of images by class, as report D's part 2 reads its own: torchvision's `ImageFolder` and transforms.
@@ -37,16 +39,10 @@ def load(root: Path | str, size: int = 224) -> Data:
     try:
         first, *others = [ImageFolder(root / split) for split in (("train", "test") if apart else ("",))]
     except (OSError, ValueError) as e:
-        raise UserError(
-            f"{root}: no images by class there ({e}); lay them out as <class>/<image>, or "
-            "train/<class>/<image> and test/<class>/<image>"
-        ) from e
+        raise UserError(f"{root}: no images by class there ({e}); {LAYOUT}") from e
     for path, _ in (sample for folder in (first, *others) for sample in folder.samples):
         if len(Path(path).relative_to(root).parts) != 2 + apart:  # or of train/ and val/ each would be a class
-            raise UserError(
-                f"{path}: an image must lie in its class's own folder; lay them out as <class>/<image>, or "
-                "train/<class>/<image> and test/<class>/<image>"
-            )
+            raise UserError(f"{path}: an image must lie in its class's own folder; {LAYOUT}")
     if others and others[0].classes != first.classes:
         raise UserError(f"{root}: train and test have other classes: {first.classes}, {others[0].classes}")
 

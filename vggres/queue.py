@@ -1,17 +1,16 @@
 """Train runs one after another, or several at once, until all are done or time is up."""
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vggres import data, records
-from vggres.checkpoints import Unusable, epochs_done
+from vggres.checkpoints import epochs_done
+from vggres.errors import Unready
 from vggres.models import multiply_adds
 from vggres.runs import QUEUE, Run
-from vggres.training import Claimed, steps, train_together
-from vggres.weights import NoWeights
+from vggres.training import steps, train_together
 
 Job = tuple[Run, int]  # a run and a seed
 
@@ -55,17 +54,13 @@ def work_off(
     Raises: what `data.load` and `training.steps` raise, except for what is passed over.
     """
     began, worked, left, total = time.monotonic(), 0, dict.fromkeys(jobs), len(jobs)
-    cost = {run.model: multiply_adds(run.model) for run, _ in jobs}
-    load = functools.cache(lambda dataset: data.load(dataset, root))
-    absent = dict.fromkeys(run.dataset for run, _ in jobs if not data.available(run.dataset, root))
-    have = [job for job in jobs if job[0].dataset not in absent]
-    if absent and not (pass_over and have):
-        load(next(iter(absent)))  # says what is missing
-    elif absent:
+    wanted = list(dict.fromkeys(run.dataset for run, _ in jobs))
+    here = [name for name in wanted if data.available(name, root)]
+    # All at once, or a damaged one would be found out when hours have been spent on the others.
+    sets = {name: data.load(name, root) for name in (pass_over and here) or wanted}
+    if absent := [name for name in wanted if name not in sets]:
         say(f"passed over: what needs {', '.join(absent)}; `vggres data --dataset` fetches it")
-    jobs = have
-    for dataset in dict.fromkeys(run.dataset for run, _ in _unrecorded(results, jobs)):
-        load(dataset)  # or a damaged one would be found out when hours have been spent on the others
+    jobs = [job for job in jobs if job[0].dataset in sets]
     sharing = min(together, len(_unrecorded(results, jobs)) or 1)
 
     def seconds_left() -> float:
@@ -77,15 +72,15 @@ def work_off(
         def say_of_it(line: str) -> None:
             say(f"{run.name}, seed {seed}: {line}")
 
-        inner = steps(run, seed, load(run.dataset), results, device, seconds_left() / 60, say_of_it, sharing)
+        inner = steps(run, seed, sets[run.dataset], results, device, seconds_left() / 60, say_of_it, sharing)
         try:
             while True:
                 images = next(inner)
-                worked += images * cost[run.model]
+                worked += images * multiply_adds(run.model)
                 yield images
         except StopIteration as end:
             return end.value
-        except (Claimed, NoWeights, Unusable) as e:
+        except Unready as e:
             if not pass_over:
                 raise
             say_of_it(f"passed over: {e}")
@@ -101,6 +96,6 @@ def work_off(
     epochs = {(run, seed): run.epochs - epochs_done(results, run, seed) for run, seed in left}
     text = f"left: {len(left)} of {total} runs, {sum(epochs.values())} epochs"
     if worked:
-        work = sum(n * data.training_images(run.dataset) * cost[run.model] for (run, _), n in epochs.items())
+        work = sum(n * data.training_images(run.dataset) * multiply_adds(run.model) for (run, _), n in epochs.items())
         text += f", about {work / worked * (time.monotonic() - began) / 3600:.1f} hours at this pace"
     return text

@@ -66,16 +66,12 @@ def provenance() -> dict:
     here = Path(__file__).resolve()
 
     def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here.parent), *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.check_output(["git", "-C", here.parent, *args], stderr=subprocess.PIPE, text=True).strip()
 
     try:
         git("ls-files", "--error-unmatch", here.name)
-        return {
-            "commit": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", "--untracked-files=no", ".")),
-        }
+        changed = git("status", "--porcelain", "--untracked-files=no", ".")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError) as e:
         why = " ".join((getattr(e, "stderr", None) or str(e)).split())
         raise UserError(
@@ -119,10 +115,7 @@ def summarise(history: list[dict]) -> dict:
     best = max((r for r in history if math.isfinite(r["val_loss"])), key=lambda r: r["val_acc"], default=None)
     result = {"epochs": last["epoch"]}
     result |= {k: rounded(last[k]) for k in ("train_loss", "train_acc", "val_loss", "val_acc")}
-    return result | {
-        "best_epoch": best and best["epoch"],
-        "best_val_acc": best and rounded(best["val_acc"]),
-    }
+    return result | {"best_epoch": best and best["epoch"], "best_val_acc": best and rounded(best["val_acc"])}
 
 
 def rounded(x: float) -> float | None:
@@ -146,9 +139,9 @@ def read(folder: Path) -> dict:
     return record
 
 
-def folders(results: Path | str | None = None) -> list[Path]:
-    """All folders that hold a record, sorted, except those moved aside, such as `seed0.old`."""
-    found = Path(results or default_root()).glob("runs/*/seed*/run.json")
+def folders(results: Path | str | None = None, name: str = "*") -> list[Path]:
+    """All folders that hold a record (of one run), sorted, except those moved aside, such as `seed0.old`."""
+    found = Path(results or default_root()).glob(f"runs/{name}/seed*/run.json")
     return sorted(p.parent for p in found if p.parent.name.removeprefix("seed").isdigit())
 
 
@@ -202,13 +195,12 @@ def load_series(name: str, file: str, results: Path | str | None = None) -> pd.D
         UserError: the file cannot be read.
     """
     parts = []
-    for folder in folders(results):
-        if folder.parent.name == name:
-            try:
-                table = pd.read_csv(folder / file)
-            except (OSError, ValueError) as e:
-                raise UserError(f"{folder / file}: cannot be read ({e}); restore it, or move {folder} away") from e
-            parts.append(table.assign(seed=int(folder.name.removeprefix("seed"))))
+    for folder in folders(results, name):
+        try:
+            table = pd.read_csv(folder / file)
+        except (OSError, ValueError) as e:
+            raise UserError(f"{folder / file}: cannot be read ({e}); restore it, or move {folder} away") from e
+        parts.append(table.assign(seed=int(folder.name.removeprefix("seed"))))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["epoch", "seed"])
 
 

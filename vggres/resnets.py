@@ -44,15 +44,10 @@ def resnet(depth: int, norm: str = "batch", large: bool = False, classes: int = 
 
     Shapes: (N, 3, 32, 32) -> (N, classes) logits; (N, 3, 224, 224) if `large`.
     """
-    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+    from torchvision.models import get_model
 
-    block, blocks = {18: (BasicBlock, [2] * 4), 34: (BasicBlock, [3, 4, 6, 3]), 50: (Bottleneck, [3, 4, 6, 3])}[depth]
-    layer = {
-        "batch": nn.BatchNorm2d,
-        "none": lambda channels: nn.Identity(),
-        "dropout": lambda channels: nn.Dropout2d(),
-    }
-    net = ResNet(block, blocks, num_classes=classes, norm_layer=layer[norm])
+    layer = {"batch": nn.BatchNorm2d, "none": nn.Identity, "dropout": lambda channels: nn.Dropout2d()}
+    net = get_model(f"resnet{depth}", num_classes=classes, norm_layer=layer[norm])
     net.avgpool = GlobalAveragePool()
     if norm == "dropout":
         for module in net.modules():

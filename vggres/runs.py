@@ -69,9 +69,7 @@ class Run:
             if get_origin(f.type) is Literal and (value := getattr(self, f.name)) not in get_args(f.type):
                 raise UserError(f"no {f.name} is called {value!r}; there are {', '.join(get_args(f.type))}")
         if self.optimizer in ("muon", "adam-scaled") and self.weight_decay:
-            raise UserError(
-                f"weight_decay must be 0 with {self.optimizer}: its steps do not depend on the gradient's size"
-            )
+            raise UserError(f"weight_decay must be 0 with {self.optimizer}: the gradient's size does not count there")
         if self.trained == "last" and not self.start:
             raise UserError("trained='last' needs a start: the other layers would keep what they were drawn with")
 
@@ -176,10 +174,8 @@ MENDED_68 = replace(MENDED, model="vgg68", slope=0.69, lr=2e-4)
 MUON, MUON_68 = (replace(run, optimizer="muon", lr=2e-2) for run in (MENDED, MENDED_68))
 # How much of that is due to the two rates, how much to the orthogonal steps?
 TWO_RATES = replace(MUON, optimizer="adam-two-rates")
-_BY_COSINE = [  # the slopes at which that cosine is 0.9, for 37 and for 67 layers (Zhang et al., 2022)
-    replace(MENDED, slope=0.36),
-    replace(MENDED, model="vgg68", slope=0.49),
-]
+# The slopes at which that cosine is 0.9, for 37 and for 67 layers (Zhang et al., 2022).
+_BY_COSINE = [replace(MENDED, slope=0.36), replace(MENDED, model="vgg68", slope=0.49)]
 # The same orthogonal steps in nets that are not mended, mended in other ways, or half mended.
 _BY_MUON = [Run(model, optimizer="muon", lr=2e-2) for model in ("vgg38", "vgg38-bn-rc", "vgg38-skipinit")]
 MUON_PLAIN, MUON_BN_RC, _ = _BY_MUON
@@ -193,26 +189,14 @@ _CHANGED = [
 ]
 _CHANGED += [Run("vgg38", init=init, lr=1e-4) for init in ("he", "delta-orthogonal")]
 _FIXES = [MENDED, MUON, Run("vgg38-skipinit")]
-_ASKED = [
-    *_CHANGED,
-    TWO_RATES,
-    MENDED_68,
-    MUON_68,
-    *_BY_COSINE,
-    *_BY_MUON,
-    SCALED,
-]
-
-
-def _decayed(model: str = "vgg38-resnet", weight_decay: float = 1e-3, **recipe) -> Run:
-    return Run(model, weight_decay=weight_decay, **recipe)
-
+_ASKED = [*_CHANGED, TWO_RATES, MENDED_68, MUON_68, *_BY_COSINE, *_BY_MUON, SCALED]
 
 _DEEPER = [
-    _decayed("vgg16-bn-rc", **DEEPER | dict(epochs=300), exhibits=("A/Figure 7",)),
-    _decayed("vgg50-bn-rc", **DEEPER, exhibits=("A/Figure 8",)),
-    _decayed("vgg150-bn-rc", **DEEPER, exhibits=("A/Figure 9",)),
+    Run("vgg16-bn-rc", **DEEPER | dict(epochs=300), exhibits=("A/Figure 7",)),
+    Run("vgg50-bn-rc", **DEEPER, exhibits=("A/Figure 8",)),
+    Run("vgg150-bn-rc", **DEEPER, exhibits=("A/Figure 9",)),
 ]
+_DECAYED = Run("vgg38-resnet", weight_decay=1e-3, exhibits=("B/Set 2",))
 
 # The most important first; the seeds of a group are trained one after the other.
 _GROUPS: list[tuple[tuple[int, ...], list[Run]]] = [
@@ -220,16 +204,11 @@ _GROUPS: list[tuple[tuple[int, ...], list[Run]]] = [
     ((1, 2), _TABLE_1),
     ((0, 1, 2), _swing(_OWN)),
     ((0, 1, 2), _OWN),
-    (
-        (0, 10, 30),
-        [
-            Run("vgg38-resnet", exhibits=("B/Set 1", "B/Set 1a")),
-            _decayed(exhibits=("B/Set 2",)),  # set 1a is named so in the report's source
-        ],
-    ),
+    # Set 1a is named so in the report's source.
+    ((0, 10, 30), [Run("vgg38-resnet", exhibits=("B/Set 1", "B/Set 1a")), _DECAYED]),
     ((0, 1, 2), [Run("vgg38-resnet-sigmoid", exhibits=("B/Set 1",))]),
-    ((0, 1, 2), [_decayed(f"vgg{depth}-resnet", exhibits=("B/Set 5",)) for depth in ("68", "72", "106")]),
-    ((0, 1, 2), [_decayed(weight_decay=wd, exhibits=("B/Set 2",)) for wd in (1e-4, 1e-2)]),
+    ((0, 1, 2), [replace(_DECAYED, model=f"vgg{depth}-resnet", exhibits=("B/Set 5",)) for depth in (68, 72, 106)]),
+    ((0, 1, 2), [replace(_DECAYED, weight_decay=wd) for wd in (1e-4, 1e-2)]),
     ((1, 2), _SWINGING),
     # Were the two rows of that table that fit neither schedule trained at a tenth of the rate that is printed? (The
     # other, VGG38 BN at 1e-2, would be the one at 1e-3 above.)
@@ -239,8 +218,8 @@ _GROUPS: list[tuple[tuple[int, ...], list[Run]]] = [
     # Report B's training accuracy: with augmentation or without?
     ((0, 1, 2), [Run("vgg08", augment=False), Run("vgg38-resnet", augment=False)]),
     # The learning rate times 5, 30 and 100, at the start and at the end.
-    ((0,), [_decayed(lr=k * 1e-3, lr_end=k * 2e-5, exhibits=("B/Set 3",)) for k in (5, 30, 100)]),
-    ((0,), [_decayed(batch=batch, exhibits=("B/Set 4",)) for batch in (64, 256, 512)]),
+    ((0,), [replace(_DECAYED, lr=k * 1e-3, lr_end=k * 2e-5, exhibits=("B/Set 3",)) for k in (5, 30, 100)]),
+    ((0,), [replace(_DECAYED, batch=batch, exhibits=("B/Set 4",)) for batch in (64, 256, 512)]),
     # What else can fix it (from no report): see chapter 08.
     ((0, 1, 2), _FIXES),
     ((0,), _ASKED),
@@ -249,6 +228,7 @@ _GROUPS: list[tuple[tuple[int, ...], list[Run]]] = [
 RESNET = dict(optimizer="sgd", lr=5e-2, weight_decay=5e-4, batch=128, schedule="step30", epochs=90)
 _PAIR = [Run(model, **RESNET, exhibits=("C/Day 7",)) for model in ("resnet18", "resnet18-no-bn")]
 PRETRAINED, _ = _PAIR_10 = [replace(run, dataset="cifar10") for run in _PAIR]
+_DAY_10 = replace(PRETRAINED, exhibits=("C/Day 10",))
 # Report D, part 2, by its course's code, SGD at a rate that does not fall, and by the project's defaults.
 FEW = dict(dataset="cifar100-30", lr=5e-4, batch=32, epochs=30, normalise="own")
 BY_SGD = dict(optimizer="sgd", schedule="step30")
@@ -264,16 +244,12 @@ _AFTER_IT = [replace(run, start=BRIEFLY.name) for run in _BY_ADAM if run.start]
 # Report D, part 1: steps 0 to 7 change the net (see `resnets.STEPS`), 8 and 9 the data. It names no recipe. Optimiser
 # and rate are those of its course's code (chapter 10): the usual Adam at 1e-3 kills the head of step 1 in ten steps.
 STEPWISE = dict(optimizer="sgd", lr=5e-3)
-_STEPS = [
-    Run(f"basenet-{i}", **STEPWISE, normalise="none", augment=False, epochs=30, exhibits=(f"D/Ablation {i or 1}",))
-    for i in range(8)
-]
-_STEPS += [
-    Run("basenet-6", **STEPWISE, normalise="own", augment=False, epochs=30, exhibits=("D/Ablation 8",)),
-    Run("basenet-6", **STEPWISE, normalise="own", epochs=30, exhibits=("D/Ablation 9",)),
-]
+AS_THEY_ARE = dict(**STEPWISE, normalise="none", augment=False)  # the images
+_STEPS = [Run(f"basenet-{i}", **AS_THEY_ARE, epochs=30, exhibits=(f"D/Ablation {i or 1}",)) for i in range(8)]
+_STEPS += [replace(_STEPS[6], normalise="own", exhibits=("D/Ablation 8",))]
+_STEPS += [replace(_STEPS[8], augment=True, exhibits=("D/Ablation 9",))]
 # Where the report probably began: the code of its course, a net and a recipe (a rate that does not fall in 15 epochs).
-HANDED_OUT = dict(**STEPWISE, batch=32, schedule="step30", normalise="none", augment=False, epochs=15)
+HANDED_OUT = dict(**AS_THEY_ARE, batch=32, schedule="step30", epochs=15)
 _BASENET = Run("basenet", **STEPWISE, normalise="own", exhibits=("D/Ablation 10", "D/Result"))
 _GROUPS += [
     ((0, 1, 2), _PAIR_10 + _PAIR),
@@ -291,30 +267,19 @@ _GROUPS += [
             replace(_BY_ADAM[-1], optimizer="sgd"),
             replace(_TRANSFER[0], lr=1e-4, batch=8, epochs=10, normalise="none", augment=False),
             replace(_BASENET, epochs=30, exhibits=()),
-            Run("basenet-no-skip", **STEPWISE, normalise="none", augment=False, epochs=30),
+            Run("basenet-no-skip", **AS_THEY_ARE, epochs=30),
             *(replace(run, optimizer="adam", lr=1e-3, exhibits=()) for run in (_STEPS[0], _STEPS[1], _BASENET)),
         ],
     ),
     # Report C's other questions: depth, dropout, Inception, augmentation.
-    (
-        (0,),
-        [
-            Run(f"resnet{depth}{norm}", dataset="cifar10", **RESNET, exhibits=("C/Day 10",))
-            for depth in (34, 50)
-            for norm in ("", "-no-bn")
-        ],
-    ),
-    ((0,), [Run("resnet18-dropout", dataset="cifar10", **RESNET, exhibits=("C/Day 7",))]),
-    ((0,), [Run("inception", dataset="cifar10", **RESNET, exhibits=("C/Day 8-9",))]),
-    ((0,), [Run("resnet18", dataset="cifar10", augment=False, **RESNET, exhibits=("C/Day 10",))]),
+    ((0,), [replace(_DAY_10, model=f"resnet{variant}") for variant in ("34", "34-no-bn", "50", "50-no-bn")]),
+    ((0,), [replace(PRETRAINED, model="resnet18-dropout")]),
+    ((0,), [replace(_DAY_10, model="inception", exhibits=("C/Day 8-9",)), replace(_DAY_10, augment=False)]),
     # For machines without a GPU: 5 or 15 epochs of the story's nets, 3 of report C's pairs; the first net of the
     # second pair is the pre-training.
     ((0,), [replace(run, epochs=5, exhibits=()) for run in _TABLE_1 if run.name != "vgg38-bn-lr1e-2"]),
-    (
-        (0,),
-        [replace(run, epochs=5) for run in (*_FIXES, TWO_RATES, MENDED_68, _BY_COSINE[1], MUON_68, *_BY_MUON, SCALED)],
-    ),
-    ((0,), [replace(run, epochs=5) for run in _CHANGED]),
+    ((0,), [replace(run, epochs=5) for run in (*_FIXES, TWO_RATES, MENDED_68, _BY_COSINE[1], MUON_68)]),
+    ((0,), [replace(run, epochs=5) for run in (*_BY_MUON, SCALED, *_CHANGED)]),
     ((0,), [replace(run, epochs=15) for run in (MUON, MUON_BN_RC, MUON_PLAIN, SCALED)]),
     ((0,), [replace(run, epochs=3, exhibits=()) for run in _PAIR + _PAIR_10] + _AFTER_IT),
 ]
@@ -323,12 +288,8 @@ QUEUE: list[tuple[Run, int]] = [(run, seed) for seeds, group in _GROUPS for seed
 TABLE_1 = [run.name for run in _TABLE_1]
 FIXES = [run.name for run in _FIXES + _ASKED]
 # Runs whose best weights (of seed 0) are kept beside the records.
-WEIGHTS = {
-    *("vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2"),
-    *("vgg38-resnet-wd1e-3", "vgg68-resnet-wd1e-3"),
-    PRETRAINED.name,
-    BRIEFLY.name,
-}
+WEIGHTS = {"vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2", PRETRAINED.name, BRIEFLY.name}
+WEIGHTS |= {"vgg38-resnet-wd1e-3", "vgg68-resnet-wd1e-3"}
 
 
 def find(name: str) -> Run:
@@ -340,10 +301,8 @@ def find(name: str) -> Run:
     if name not in RUNS:
         longer = [other for other in RUNS if other.startswith(name)]
         near = longer[:4] or get_close_matches(name, RUNS, n=4, cutoff=0.3)
-        raise UserError(
-            f"no run is called {name!r}; "
-            + (f"the nearest: {', '.join(near)}" if near else "`vggres list` names them all")
-        )
+        told = f"the nearest: {', '.join(near)}" if near else "`vggres list` names them all"
+        raise UserError(f"no run is called {name!r}; {told}")
     return RUNS[name]
 
 

@@ -96,11 +96,9 @@ def what_else(results: Path | str | None = None) -> pd.DataFrame:
     """
     runs, rows = records.load_runs(results), []
     table_1 = [name for name in TABLE_1 if name.startswith("vgg38")]
-    shorter = sorted((n for name in table_1 + FIXES for n in versions(name)[1:]), key=lambda n: -find(n).epochs)
-    for run in map(find, [*table_1, *FIXES, *shorter]):
+    shorter = records.recorded((n for name in table_1 + FIXES for n in versions(name)[1:]), results)
+    for run in map(find, [*table_1, *FIXES, *sorted(shorter, key=lambda n: -find(n).epochs)]):
         mine = runs[runs.run == run.name]
-        if run.name in shorter and mine.empty:
-            continue
         row = {"network": label(run), "learning rate": f"{run.lr:g}", "epochs": run.epochs}
         row["parameters"] = f"{count_parameters(build(run.model)):,}"
         heads = {"training loss": (1, "train_loss"), "validation (%)": (100, "val_acc"), "test (%)": (100, "test_acc")}

@@ -18,7 +18,7 @@ from vggres import records
 from vggres.checkpoints import State, checkpoints, resume, save
 from vggres.data import Data, Images, Plan, plan_epoch, scaling
 from vggres.engine import Engine, pick_device
-from vggres.errors import UserError
+from vggres.errors import Unready, UserError
 from vggres.gradients import flow_on
 from vggres.models import build, count_parameters, layers
 from vggres.runs import Run
@@ -182,9 +182,8 @@ def choices(run: Run, seed: int, epoch: int, data: Data, train_set: Images) -> P
 
 def measure(run: Run, seed: int, data: Data, engine: Engine, state: State, test_set: Images) -> dict:
     """The record of a finished run. The test set is used here, once: with the last weights and with the best."""
-    result = records.summarise(state.history) | dict(
-        test_loss=None, test_acc=None, test_loss_last=None, test_acc_last=None
-    )
+    untested = dict.fromkeys(("test_loss", "test_acc", "test_loss_last", "test_acc_last"))
+    result = records.summarise(state.history) | untested
     if not state.diverged:
         result["test_loss_last"], result["test_acc_last"] = map(records.rounded, engine.evaluate(test_set))
     if state.best is not None:
@@ -238,10 +237,6 @@ def device_name(device: torch.device) -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
-class Claimed(UserError):
-    """Another process is training this run."""
-
-
 @contextmanager
 def claim(folder: Path):
     """The run's folder, created if missing, checked to be writable, and locked against a second process."""
@@ -249,9 +244,7 @@ def claim(folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "train.lock").acquire(timeout=0)
     except Timeout:
-        raise Claimed(
-            f"{folder}: another process is training this run; wait for it, or choose another --seed or --results"
-        ) from None
+        raise Unready(f"{folder}: another process trains this; wait, or choose another --seed or --results") from None
     except OSError as e:
         raise UserError(f"{folder}: cannot be written ({e.strerror}); choose another folder with --results") from e
     with lock:
@@ -262,12 +255,5 @@ def claim(folder: Path):
 
 def progress(run: Run, seed: int, images: int, state: State) -> tqdm:
     """A bar over all images of the run, with images/s and time left; none without a terminal."""
-    return tqdm(
-        total=run.epochs * images,
-        initial=state.epoch * images,
-        desc=f"{run.name} seed {seed}",
-        unit=" images",
-        unit_scale=True,
-        disable=None,
-        smoothing=0.05,
-    )
+    how = dict(unit=" images", unit_scale=True, disable=None, smoothing=0.05)
+    return tqdm(total=run.epochs * images, initial=state.epoch * images, desc=f"{run.name} seed {seed}", **how)

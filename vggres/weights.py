@@ -3,6 +3,7 @@ net or as a starting point."""
 
 import hashlib
 import io
+import textwrap
 from pathlib import Path
 
 import torch
@@ -12,16 +13,12 @@ from torch import Tensor, nn
 
 from vggres import records
 from vggres.data import SPECS
-from vggres.errors import UserError
+from vggres.errors import Unready, UserError
 from vggres.files import write_atomically
 from vggres.models import build, layers
 from vggres.runs import WEIGHTS, Run, find
 
 COMMITTED = 10e6  # bytes; larger files are kept in a folder that git ignores, and made again by training
-
-
-class NoWeights(UserError):
-    """A run's weights are asked for, but it has none yet."""
 
 
 def keep(results: Path | str, name: str, seed: int, state: dict[str, Tensor]) -> dict:
@@ -57,20 +54,12 @@ def read(name: str, results: Path | str | None = None) -> tuple[dict[str, Tensor
     folder = records.folder_of(results, name, 0)
     record = records.read(folder) if (folder / "run.json").exists() else {}
     if "weights" not in record and name not in WEIGHTS:
-        raise NoWeights(f"{name}: its training keeps no weights; those that do: {', '.join(sorted(WEIGHTS))}")
+        raise Unready(f"{name}: its training keeps no weights; those that do: {', '.join(sorted(WEIGHTS))}")
     if not record:
-        raise NoWeights(f"{name}, seed 0, is not recorded: `vggres train {name}` first")
-    if "weights" not in record:
-        stored = sorted(path.stem for path in results.glob("weights*/*.safetensors"))
-        raise NoWeights(
-            f"{name} was recorded without its weights; there are those of {', '.join(stored) or 'no run yet'}. "
-            f"Move {folder} away and train it again"
-        )
-    path = results / record["weights"]["file"]
-    if not path.is_file():
-        raise NoWeights(
-            f"{path}: missing, and the record of {name} was written with it. Move {folder} away and train it again"
-        )
+        raise Unready(f"{name}, seed 0, is not recorded: `vggres train {name}` first")
+    path = results / record.get("weights", {}).get("file", f"weights/{name}.safetensors")
+    if "weights" not in record or not path.is_file():
+        raise Unready(f"{path}: not there, though {name} is recorded. Move {folder} away and train it again")
     if hashlib.sha256(content := path.read_bytes()).hexdigest() != record["weights"]["sha256"]:
         raise UserError(f"{path}: not the weights that the record of {name} was written with")
     return read_tensors(content), record["weights"]["sha256"]
@@ -126,18 +115,12 @@ def begin(net: nn.Module, run: Run, results: Path | str, given: tuple[dict[str, 
     state, digest = given or read(run.start, results)
     (last, _), own = layers(net)[-1], net.state_dict()
     # Older files lack the number of batches that batch normalisation has seen, and nothing uses it.
-    wanted, kept = (
-        {k: v for k, v in tensors.items() if not k.startswith(f"{last}.") and not k.endswith("num_batches_tracked")}
-        for tensors in (own, state)
-    )
-    here, there = ({k: tuple(v.shape) for k, v in tensors.items()} for tensors in (wanted, kept))
-    for k in here | there:
-        if here.get(k) != there.get(k):
-            raise UserError(
-                f"the weights of {run.start} are not of a {run.model}: there {k} is {there.get(k, 'absent')}, in the "
-                f"net {here.get(k, 'absent')}; needed is the plain state_dict of such a net"
-            )
-    net.load_state_dict(own | kept)
+    stay = {k: v for k, v in own.items() if k.startswith(f"{last}.") or k.endswith("num_batches_tracked")}
+    try:
+        net.load_state_dict({k: v for k, v in state.items() if not k.startswith(f"{last}.")} | stay)
+    except RuntimeError as e:
+        why = textwrap.shorten(str(e), 200)
+        raise UserError(f"{run.start}: needed is the plain state_dict of a {run.model}, not this one: {why}") from e
     if run.trained == "last":
         for name, p in net.named_parameters():
             p.requires_grad_(name.startswith(f"{last}."))

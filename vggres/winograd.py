@@ -52,7 +52,10 @@ class _Convolution(torch.autograd.Function):
         if of_x:
             dx = _convolve(dy, weight.flip(2, 3).permute(2, 3, 0, 1), None)
         if of_weight or of_bias:
-            dw, db = _parameter_gradients(x, dy)
+            threads = torch.get_num_threads()
+            weights, biases = torch.empty(threads, 3, 3, CHANNELS, CHANNELS), torch.empty(threads, CHANNELS)
+            _call("parameter_gradients", x, dy, weights, biases)
+            dw, db = weights.sum(0).permute(3, 2, 0, 1), biases.sum(0)
         return dx, dw, db if of_bias else None
 
 
@@ -61,14 +64,6 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y, weight = torch.empty_like(x), weight.contiguous()
     _call("convolve", x, weight, bias, y)
     return y
-
-
-def _parameter_gradients(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-    """Shapes: (N, 32, H, W) twice -> (out, in, 3, 3), (out,)"""
-    threads = torch.get_num_threads()
-    weights, biases = torch.empty(threads, 3, 3, CHANNELS, CHANNELS), torch.empty(threads, CHANNELS)
-    _call("parameter_gradients", x, dy, weights, biases)
-    return weights.sum(0).permute(3, 2, 0, 1), biases.sum(0)
 
 
 def _call(kernel: str, x: Tensor, *others: Tensor | None) -> None:
