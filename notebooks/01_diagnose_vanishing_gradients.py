@@ -189,12 +189,13 @@ axes.set(yscale="log", ylabel="RMS of dE/dz (E: of one image)", title="VGG38 bef
 axes.legend(frameon=False)
 plt.show()
 
-# %% [markdown] **Figure 2.** The gradient on its way back, right to left. The line is not a fit: it starts at the last
-# convolution and multiplies by 0.41 and 1/4 as the theory says. Over sixteen orders of magnitude the measured points
-# stay within a factor of five of it. The rest is mostly the luck of the draw: with 32 channels a layer's factor
-# scatters between 0.34 and 0.47, and 36 of them multiply. (The *weight* gradients of Figure 1 span only fourteen
-# orders: the first layer has a larger input than the last, and sums over 64 times as many pixels, whose shares,
-# differing in sign, add up to some 8 times as much.)
+# %% [markdown]
+# **Figure 2.** The gradient on its way back, right to left. The line is not a fit: it starts at the last convolution
+# and multiplies by 0.41 and 1/4 as the theory says. Over sixteen orders of magnitude the measured points stay within a
+# factor of five of it. The rest is mostly the luck of the draw: with 32 channels a layer's factor scatters between 0.34
+# and 0.47, and 36 of them multiply. (The *weight* gradients of Figure 1 span only fourteen orders: the first layer has
+# a larger input than the last, and sums over 64 times as many pixels, whose shares, differing in sign, add up to some 8
+# times as much.)
 #
 # ## Why the stairs?
 #

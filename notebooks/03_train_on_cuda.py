@@ -120,10 +120,10 @@ assert same(tenth, data.plan_epoch(5000, seed=0, epoch=10))
 assert not same(tenth, data.plan_epoch(5000, seed=0, epoch=11))
 assert not same(tenth, data.plan_epoch(5000, seed=1, epoch=10))
 
-# %% [markdown] This keeps a checkpoint simple: it stores the epoch number and no generator state. It also gives a CPU
-# and a GPU the same batches. Their results still differ: at first in the last digits, because they add in another order
-# (in more, where one computes in bfloat16). After a hundred epochs even two CPUs were more than a point apart (chapter
-# 07).
+# %% [markdown]
+# This keeps a checkpoint simple: it stores the epoch number and no generator state. It also gives a CPU and a GPU the
+# same batches. Their results still differ: at first in the last digits, because they add in another order (in more,
+# where one computes in bfloat16). After a hundred epochs even two CPUs were more than a point apart (chapter 07).
 #
 # ## Choose the precision
 #

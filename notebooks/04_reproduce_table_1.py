@@ -65,8 +65,9 @@ compared["measured"] = table[table.run == "vgg08"].set_index("metric").measured
 compared[compared.index.str.endswith("acc")] *= 100
 compared.round(3)
 
-# %% [markdown] Our VGG08 agrees with the one that report B prints: all four numbers to a point or 0.03 nats. Ours was
-# trained with crops and flips, and the other very likely, too: without them ours fits its training images far better
+# %% [markdown]
+# Our VGG08 agrees with the one that report B prints: all four numbers to a point or 0.03 nats. Ours was trained with
+# crops and flips, and the other very likely, too: without them ours fits its training images far better
 # (`vgg08-no-augment`). Report A's row lies two and a half points below ours in validation and more than three in
 # training. The nets agree as far as A prints (60 K parameters), so the recipes probably differ: chapter 07 finds one
 # that fits, and says by what rule a number counts as reproduced.
@@ -103,12 +104,13 @@ told = tables.reported().query("report == 'A' and metric == 'test_acc' and run i
 assert (tested[told.index] < told - 0.01).all()
 (100 * pd.DataFrame({"reported": told, "measured": tested[told.index]})).round(2).rename_axis("test images, % right")
 
-# %% [markdown] Each row has three runs, and the report's story is there. The plain VGG38 does not move in a hundred
-# epochs: its loss is $\ln 100$, and it gives the same answer to all 2,500 validation images, so exactly 1 % are right.
-# Either repair makes the same 38 layers train. BN alone makes them no better than eight plain layers (49.4 %);
-# shortcuts alone, three points better on average (one of three seeds by less than one, so three runs each do not prove
-# it). The two together are seven points above that, each run above every run of RC, and at 1e-2 they have the report's
-# best validation accuracy.
+# %% [markdown]
+# Each row has three runs, and the report's story is there. The plain VGG38 does not move in a hundred epochs: its loss
+# is $\ln 100$, and it gives the same answer to all 2,500 validation images, so exactly 1 % are right. Either repair
+# makes the same 38 layers train. BN alone makes them no better than eight plain layers (49.4 %); shortcuts alone, three
+# points better on average (one of three seeds by less than one, so three runs each do not prove it). The two together
+# are seven points above that, each run above every run of RC, and at 1e-2 they have the report's best validation
+# accuracy.
 #
 # Three things differ from the report. First, BN + RC at 1e-3 has 59.6 % of the validation images right and not 53.8:
 # seven points above RC, not one. It is the only validation accuracy in the course's rows that chapter 07 calls

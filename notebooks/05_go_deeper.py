@@ -95,10 +95,11 @@ trained = records.load_series("vgg38-bn", "gradients.csv").set_index("epoch")
 falls = trained["entry.conv"] / trained["stage3.reduce.conv2"]
 assert falls[0].between(96, 203).all() and falls[1].between(14, 22).all()
 
-# %% [markdown] BN alone multiplies the gradient by about 1.16 a layer, a little less than the theory says: harmless at
-# 14 layers, hundreds at 38, two hundred million at 128. (One draw of the weights, and 25 images; at 38 layers draws
-# differ by a factor of three, and on a hundred images chapter 02 has 199 for this one.) It is chapter 01 reversed, with
-# a gentler factor.
+# %% [markdown]
+# BN alone multiplies the gradient by about 1.16 a layer, a little less than the theory says: harmless at 14 layers,
+# hundreds at 38, two hundred million at 128. (One draw of the weights, and 25 images; at 38 layers draws differ by a
+# factor of three, and on a hundred images chapter 02 has 199 for this one.) It is chapter 01 reversed, with a gentler
+# factor.
 #
 # Yang et al. (2019) derive this growth, and find that deep nets with BN alone are not trainable, but also that the
 # imbalance shrinks much after one step. In the records of our VGG38 BN it falls from 97, 130 and 202 to between 15 and
@@ -136,10 +137,11 @@ axes.set(yscale="log", xlabel="layers", ylabel="gradient of the first conv / the
 axes.legend(frameon=False, loc="upper left")
 plt.show()
 
-# %% [markdown] **Figure 1.** How much larger the first gradient is than the last, before the first step. *BN alone* is
-# nearly a straight line on this axis: a factor a layer. *BN + RC* bends over, and follows a power of the depth (line,
-# fitted). Of the reports' nets (stars), B's stay within a factor of three of that line, up to 132 layers; A's VGG50 and
-# VGG150 lie above it. (The fitted nets of 38 and 68 layers are B's own, and hidden by its stars.) VGG150's gradient is
+# %% [markdown]
+# **Figure 1.** How much larger the first gradient is than the last, before the first step. *BN alone* is nearly a
+# straight line on this axis: a factor a layer. *BN + RC* bends over, and follows a power of the depth (line, fitted).
+# Of the reports' nets (stars), B's stay within a factor of three of that line, up to 132 layers; A's VGG50 and VGG150
+# lie above it. (The fitted nets of 38 and 68 layers are B's own, and hidden by its stars.) VGG150's gradient is
 # balanced several hundred thousand times better than without shortcuts, but some seventy times worse than VGG106's.
 
 # %%
@@ -189,11 +191,12 @@ axes.set(xlabel="block", ylabel="mean square of its output", ylim=(0, None))
 axes.legend(frameon=False, loc="upper left")
 plt.show()
 
-# %% [markdown] **Figure 2.** It does: each block adds a little less than 1. And here is what sets report A's VGG150
-# apart. Where it halves the image, its shortcut has a BN of its own, which brings the stream back to 1. One long stream
-# has become four short ones, each beginning again at $k = 1$, where a block's factor is largest. Report B's pooling
-# keeps the stream going (the small steps down come from averaging four pixels). This is only the premise. Which power
-# follows from it is not derived here: Figure 1 has about two thirds, for the gradient of weights.
+# %% [markdown]
+# **Figure 2.** It does: each block adds a little less than 1. And here is what sets report A's VGG150 apart. Where it
+# halves the image, its shortcut has a BN of its own, which brings the stream back to 1. One long stream has become four
+# short ones, each beginning again at $k = 1$, where a block's factor is largest. Report B's pooling keeps the stream
+# going (the small steps down come from averaging four pixels). This is only the premise. Which power follows from it is
+# not derived here: Figure 1 has about two thirds, for the gradient of weights.
 #
 # The test: leave VGG150 its three convolutions a block, and give it report B's shortcut.
 

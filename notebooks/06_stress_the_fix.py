@@ -346,8 +346,9 @@ assert batches.gap[256] > batches.gap[100] > batches.gap[64] and batches["traini
 verdicts = tables.verdicts().query("report == 'B' and metric != 'params' and n > 0")
 tables.for_reading(verdicts[verdicts.exhibit.isin(["Set 1", "Set 1a", "Set 2", "Set 3", "Set 4"])])
 
-# %% [markdown] The one *outside* is about the validation images, which the report's course drew at random, not about
-# the net (chapter 07). What the decay of 1e-3 is worth here:
+# %% [markdown]
+# The one *outside* is about the validation images, which the report's course drew at random, not about the net (chapter
+# 07). What the decay of 1e-3 is worth here:
 
 # %%
 runs = records.load_runs().set_index("run")
@@ -364,10 +365,11 @@ lowest = {n: records.load_series(n, "history.csv").groupby("seed").val_loss.min(
 rises, held = (runs.loc[name].set_index("seed").val_loss - low for name, low in lowest.items())
 assert rises.between(0.15, 0.3).all() and held.between(0.01, 0.04).all()
 
-# %% [markdown] It is worth three points on the validation images (in the report 3.0 beside its own seed 0, 3.5 beside
-# the mean of its three), and as many on the test images; each of the three runs with decay is ahead of each without.
-# The nets with decay fit their training images no less well. Their validation loss is lower by four tenths of a nat,
-# which three points more can hardly explain alone: where they are wrong they are probably less sure.
+# %% [markdown]
+# It is worth three points on the validation images (in the report 3.0 beside its own seed 0, 3.5 beside the mean of its
+# three), and as many on the test images; each of the three runs with decay is ahead of each without. The nets with
+# decay fit their training images no less well. Their validation loss is lower by four tenths of a nat, which three
+# points more can hardly explain alone: where they are wrong they are probably less sure.
 #
 # Two of the report's figures, drawn from these records:
 
@@ -377,10 +379,11 @@ figures.show("B-set-1")
 # %%
 figures.show("B-set-2")
 
-# %% [markdown] **Report B, sets 1 and 2.** The report's values (stars) lie at the ends of our curves or beside them,
-# but for those of VGG38 BN, which lie below all three of ours, by three points in the mean. In set 2 the net with decay
-# (green) fits its training images as well in the end, and its validation loss hardly rises again: by 0.01 to 0.04 nats
-# from its lowest, without decay by 0.2 to 0.3.
+# %% [markdown]
+# **Report B, sets 1 and 2.** The report's values (stars) lie at the ends of our curves or beside them, but for those of
+# VGG38 BN, which lie below all three of ours, by three points in the mean. In set 2 the net with decay (green) fits its
+# training images as well in the end, and its validation loss hardly rises again: by 0.01 to 0.04 nats from its lowest,
+# without decay by 0.2 to 0.3.
 #
 # ## What was shown
 #

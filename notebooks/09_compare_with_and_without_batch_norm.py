@@ -124,8 +124,9 @@ assert (
     < min(left["with shortcuts"]["torch's default"], left["without"]["He's weights"])
 )
 
-# %% [markdown] In a net of 18 layers either keeps the gradient from vanishing: it is some thirty or forty times smaller
-# than with both. With neither it is ten million times smaller, a tenth of a billionth.
+# %% [markdown]
+# In a net of 18 layers either keeps the gradient from vanishing: it is some thirty or forty times smaller than with
+# both. With neither it is ten million times smaller, a tenth of a billionth.
 #
 # ## Try three learning rates
 #
@@ -158,10 +159,11 @@ axes.set(xscale="log", xlabel="learning rate", ylabel="training loss (nats)", ti
 _ = axes.legend(frameon=False, loc="lower left")
 plt.show()
 
-# %% [markdown] **Figure 1.** Compare each net at its best rate: in steps 16 to 20 the loss with BN is far below
-# guessing; without BN it is still next to the dotted line, at each of the three rates. Shortcuts, images and steps are
-# the same. So what BN gives a net with shortcuts here is not that a gradient arrives, but that steps along it lead
-# somewhere; these curves do not tell why. Report C itself says that BN is "mostly about improving optimization".
+# %% [markdown]
+# **Figure 1.** Compare each net at its best rate: in steps 16 to 20 the loss with BN is far below guessing; without BN
+# it is still next to the dotted line, at each of the three rates. Shortcuts, images and steps are the same. So what BN
+# gives a net with shortcuts here is not that a gradient arrives, but that steps along it lead somewhere; these curves
+# do not tell why. Report C itself says that BN is "mostly about improving optimization".
 #
 # This is a small set and the first seconds of training.
 
@@ -223,13 +225,14 @@ last = last[["train_loss", "val_loss", "train_acc", "val_acc"]]
 last[["train_acc", "val_acc"]] *= 100
 last.round(2)
 
-# %% [markdown] **Figure 2**, and the table: losses in nats, dashed on the training images and solid on the validation
-# images; accuracies in percent. *Left and middle*: on both sets the loss with BN is lower from the first epoch on, in
-# training and validation, as in the report's curves. It also falls faster, but for CIFAR-10's validation loss after the
-# first epoch. (A training loss is the mean over an epoch's steps, a validation loss is taken at its end, so the dashed
-# lines begin above the solid ones.) What the net without BN reaches on the validation images in three epochs, the other
-# has passed in two, and on CIFAR-100 in one. The net without BN does learn, and would perhaps learn better at other
-# rates: 0.05 is the report's, and none was searched for either net.
+# %% [markdown]
+# **Figure 2**, and the table: losses in nats, dashed on the training images and solid on the validation images;
+# accuracies in percent. *Left and middle*: on both sets the loss with BN is lower from the first epoch on, in training
+# and validation, as in the report's curves. It also falls faster, but for CIFAR-10's validation loss after the first
+# epoch. (A training loss is the mean over an epoch's steps, a validation loss is taken at its end, so the dashed lines
+# begin above the solid ones.) What the net without BN reaches on the validation images in three epochs, the other has
+# passed in two, and on CIFAR-100 in one. The net without BN does learn, and would perhaps learn better at other rates:
+# 0.05 is the report's, and none was searched for either net.
 #
 # *Right*, for CIFAR-100: before the first step (dotted) the gradients of the two nets' weights, by which SGD steps, lie
 # within a factor of three of each other, and at all layers but one the larger are those *without* BN. So it was no lack
@@ -248,12 +251,13 @@ dotted, solid = (by["with BN"] / by["without BN"] for by in (start, after))
 dotted, stage = dotted.filter(regex=r"conv\d|fc"), solid["layer1.0.conv1":"layer1.1.conv2"]
 assert dotted.between(1 / 3, 3).all() and (dotted > 1).sum() == 1 and stage.between(4, 10).all()
 
-# %% [markdown] The report's own curves are longer: its code is set to 300 epochs. Ninety are registered, three levels
-# of the rate (after epoch 120 it would be below 1e-5), and with the same recipe the report's other questions, on
-# CIFAR-10: ResNet-34 and -50 with and without BN; dropout where BN ends a branch or a shortcut, as in a version of the
-# linked code; a net of GoogLeNet's modules, narrowed until it does as much work as ResNet-18 (the report mentions
-# GoogLeNet and its successors, and does not say which it would compare); and ResNet-18 without crop and flip. None of
-# them is measured yet, and the report prints no accuracy to compare with.
+# %% [markdown]
+# The report's own curves are longer: its code is set to 300 epochs. Ninety are registered, three levels of the rate
+# (after epoch 120 it would be below 1e-5), and with the same recipe the report's other questions, on CIFAR-10:
+# ResNet-34 and -50 with and without BN; dropout where BN ends a branch or a shortcut, as in a version of the linked
+# code; a net of GoogLeNet's modules, narrowed until it does as much work as ResNet-18 (the report mentions GoogLeNet
+# and its successors, and does not say which it would compare); and ResNet-18 without crop and flip. None of them is
+# measured yet, and the report prints no accuracy to compare with.
 #
 # ## What was shown
 #

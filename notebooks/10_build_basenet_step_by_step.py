@@ -145,19 +145,20 @@ for step, text in (("4", "no shortcut"), ("6", "shortcut, branch times 0.1"), ("
         fits[f"{step}: {text}", part] = 100 * history.groupby("epoch")[column].mean()
 pd.DataFrame(fits).T.round(1)
 
-# %% [markdown] **Table 1.** With the shortcut and its factor the net learns its training images half as fast. With BN
-# in the head it keeps pace with the net without a shortcut. So the head may be what slows it down; but the net without
-# a shortcut was not trained with such a head. And with SGD the factor is also a smaller step: the gradients of the
-# branches' weights are 13 to 93 times smaller than in the net without a shortcut before the first step, some eleven
-# times after an epoch, three times after five. At one rate for all nets this cannot be told from what the shortcut does
-# in the early epochs. (From the fifteenth on the net with the factor has the larger gradients, since the other knows
-# its training images by heart.) Even with BN in the head, when it too knows all training images by heart, it is ten
-# points worse on the validation images. Nor is it only slower without BN in the head: at epoch 6 the net without a
-# shortcut has about 53 % in training and 45 % in validation; the net with shortcut and factor has 67 % in training at
-# epoch 20, and only 40 % in validation. So what they cost in this net of eleven convolutions is what the net makes of
-# unseen images. (Step 5, the shortcut without the factor, would tell which of the two costs it; it is not measured.)
-# One reading is that a tenth of each branch beside the whole of its input leaves the last sub-block with much of what
-# the entry saw; single runs at 5e-3 do not prove it.
+# %% [markdown]
+# **Table 1.** With the shortcut and its factor the net learns its training images half as fast. With BN in the head it
+# keeps pace with the net without a shortcut. So the head may be what slows it down; but the net without a shortcut was
+# not trained with such a head. And with SGD the factor is also a smaller step: the gradients of the branches' weights
+# are 13 to 93 times smaller than in the net without a shortcut before the first step, some eleven times after an epoch,
+# three times after five. At one rate for all nets this cannot be told from what the shortcut does in the early epochs.
+# (From the fifteenth on the net with the factor has the larger gradients, since the other knows its training images by
+# heart.) Even with BN in the head, when it too knows all training images by heart, it is ten points worse on the
+# validation images. Nor is it only slower without BN in the head: at epoch 6 the net without a shortcut has about 53 %
+# in training and 45 % in validation; the net with shortcut and factor has 67 % in training at epoch 20, and only 40 %
+# in validation. So what they cost in this net of eleven convolutions is what the net makes of unseen images. (Step 5,
+# the shortcut without the factor, would tell which of the two costs it; it is not measured.) One reading is that a
+# tenth of each branch beside the whole of its input leaves the last sub-block with much of what the entry saw; single
+# runs at 5e-3 do not prove it.
 #
 # The report's 17 % may be a net that had hardly begun (ours, at step 4, passes it before its second epoch ends), or a
 # deeper one: in Figure 3, below, depth without a shortcut does hurt.
@@ -247,13 +248,13 @@ training, validation = (tables.in_words(tables.compare(both, metric)) for metric
 columns = {"training (%)": training.measured, "validation (%)": validation.measured, "n": validation.n}
 pd.DataFrame(columns | {"reported, validation (%)": validation.reported})
 
-# %% [markdown] **Table 2.** With Adam the net of step 1 is dead: it answers the same for every image, 1 %, as VGG38
-# does, but for another reason. If Figure 2 is a guide, its fate is decided by its first steps; VGG38's is before them.
-# Step 0 loses nearly as much of its head in Figure 2, and here it learns, presumably with what is left; what makes that
-# difference is not shown, and step 1 had one run. With SGD both nets learn. But then step 0 is already where the report
-# has step 1, and BN brings nothing: the net learns its training images much faster and better, and no more about
-# others. So the report's first step up, eight points from BN, is not found after thirty epochs. (Runs are few: column n
-# counts them.)
+# %% [markdown]
+# **Table 2.** With Adam the net of step 1 is dead: it answers the same for every image, 1 %, as VGG38 does, but for
+# another reason. If Figure 2 is a guide, its fate is decided by its first steps; VGG38's is before them. Step 0 loses
+# nearly as much of its head in Figure 2, and here it learns, presumably with what is left; what makes that difference
+# is not shown, and step 1 had one run. With SGD both nets learn. But then step 0 is already where the report has step
+# 1, and BN brings nothing: the net learns its training images much faster and better, and no more about others. So the
+# report's first step up, eight points from BN, is not found after thirty epochs. (Runs are few: column n counts them.)
 #
 # Did the report train for fewer? It says how long only for step 10: 100 epochs. So look at our first three nets early:
 
@@ -272,9 +273,10 @@ for step in ("0", "1", "2"):
 early = pd.DataFrame(early).T.round(1)
 early.assign(reported=100 * steps.reported.to_numpy()[:3])
 
-# %% [markdown] **Table 3.** Validation accuracy (%) by epoch, of a schedule of thirty; mean over the seeds there are.
-# In the first eight epochs BN is ahead, by half a point to six; by the end the net without it has caught up. So whoever
-# trains for few epochs finds a part of BN's step up, and a step from depth that is still higher than the report's.
+# %% [markdown]
+# **Table 3.** Validation accuracy (%) by epoch, of a schedule of thirty; mean over the seeds there are. In the first
+# eight epochs BN is ahead, by half a point to six; by the end the net without it has caught up. So whoever trains for
+# few epochs finds a part of BN's step up, and a step from depth that is still higher than the report's.
 
 # %%
 by_epoch = [100 * records.load_series(runs[k], "history.csv").groupby("epoch").val_acc.mean() for k in "01"]
@@ -300,12 +302,13 @@ assert (early.loc["step 2"] > early.loc["step 1"] + 10).all() and early.loc["ste
 found = tables.in_words(began).drop(columns="reported")
 found.assign(reported=[f"{value:.0f}" for value in 100 * steps.reported.iloc[:2]])
 
-# %% [markdown] **Table 4.** Validation accuracy (%) after 15 epochs. Here it is, the report's first step up: from 26 to
-# 31 %, three runs each. By the rule of chapter 07 both of the report's numbers are reproduced, 31 to half a point, 23
-# at three points' distance, where four would do. (31 alone would tell nothing: our wider step 1 has it, too. 23 does:
-# our step 0 is ten points above it.) BN is worth four points here, eight there, and two single runs can differ by as
-# much. (Other copies of the code have 10 epochs; after six or seven our net has the report's 23 %.) So the report very
-# likely began with this net. What it made of it from step 2 on, and how wide, it does not say.
+# %% [markdown]
+# **Table 4.** Validation accuracy (%) after 15 epochs. Here it is, the report's first step up: from 26 to 31 %, three
+# runs each. By the rule of chapter 07 both of the report's numbers are reproduced, 31 to half a point, 23 at three
+# points' distance, where four would do. (31 alone would tell nothing: our wider step 1 has it, too. 23 does: our step 0
+# is ten points above it.) BN is worth four points here, eight there, and two single runs can differ by as much. (Other
+# copies of the code have 10 epochs; after six or seven our net has the report's 23 %.) So the report very likely began
+# with this net. What it made of it from step 2 on, and how wide, it does not say.
 
 # %%
 start, with_bn = 100 * began.measured

@@ -91,12 +91,12 @@ axes.invert_yaxis()
 axes.grid(False, axis="y")
 plt.show()
 
-# %% [markdown] **Figure 1.** The same net, the same 300 images, the same 24 steps; the start differs, and what may
-# move. What the net learned on A's classes, none of which B has, is worth far more than all that it can learn from
-# scratch in that time. Here the last layer alone, half a per cent of the parameters, will do: B's images are made as
-# A's are, and the features fit. Learned features they must be: on the features of a net that has learned nothing a last
-# layer gets a quarter. (The set is easy. To compare the pixels with the mean image of each class is enough to get all
-# of B right.)
+# %% [markdown]
+# **Figure 1.** The same net, the same 300 images, the same 24 steps; the start differs, and what may move. What the net
+# learned on A's classes, none of which B has, is worth far more than all that it can learn from scratch in that time.
+# Here the last layer alone, half a per cent of the parameters, will do: B's images are made as A's are, and the
+# features fit. Learned features they must be: on the features of a net that has learned nothing a last layer gets a
+# quarter. (The set is easy. To compare the pixels with the mean image of each class is enough to get all of B right.)
 
 # %%
 assert min(tested["whole network"], tested["last layer only"]) > tested["from scratch"] + 0.3

@@ -41,7 +41,10 @@ def test_notebook_is_built_from_its_source(chapter, built):
     def content(nb):
         return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in nb.cells]
 
-    assert content(built) == content(jupytext.read(path)), "stale: make chapters"
+    source = jupytext.read(path)
+    assert content(built) == content(source), "stale: make chapters"
+    for cell in source.cells:
+        assert "title" not in cell.metadata, f"text on the line of a cell's mark is lost: {cell.metadata['title']}"
 
 
 def test_notebook_carries_nothing_of_the_machine(chapter, built):
