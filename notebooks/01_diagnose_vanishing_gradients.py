@@ -121,8 +121,9 @@ plt.show()
 # %% [markdown]
 # **Figure 1.** Gradient flow before the first step. *Left*: on the reports' linear axis, VGG38's gradient "is 0"
 # everywhere but at the very end, which is how report A's Figure 3 reads. *Right*: on a logarithmic axis, it is not 0
-# but about $10^{-18}$ in the first stage, some $10^{-15}$ in the second and $10^{-10}$ in the third: it climbs in
-# stairs. VGG08's lies between $5 \cdot 10^{-6}$ and about $10^{-4}$.
+# but about $10^{-18}$ in the first stage, $5 \cdot 10^{-15}$ in the second and $10^{-10}$ in the third, with the last
+# convolution of a stage already near the next step: it climbs in stairs. VGG08's lies between $5 \cdot 10^{-6}$ and
+# about $10^{-4}$.
 
 # %%
 first, *_, last = flow["VGG38"].values()
@@ -218,11 +219,12 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# **Figure 3.** The forward pass. *Grey*: the outputs shrink by 0.41 a layer, and the biases lift them at each stage's
-# end. *Blue*: the lift is the same for every image, so the difference between two images keeps falling. At the last
-# convolution the outputs are a constant that depends on the image only in the fifteenth digit. Float32 keeps seven: to
-# the head of VGG38 all images are *the same image*, bit for bit. That is why `propagation` needs double precision, and
-# it is the deeper half of the diagnosis: nothing of an image reaches the head, and next to no gradient comes back.
+# **Figure 3.** The forward pass. *Grey*: the outputs shrink to about 0.4 a layer, and the biases lift them at each
+# stage's end. *Blue*: the lift is the same for every image, so the difference between two images keeps falling. At the
+# last convolution the outputs are a constant that depends on the image only in the fifteenth digit. Float32 keeps
+# seven: to the head of VGG38 all images are *the same image*, bit for bit. That is why `propagation` needs double
+# precision, and it is the deeper half of the diagnosis: nothing of an image reaches the head, and next to no gradient
+# comes back.
 
 # %%
 assert convs.signal.iloc[-1] / convs.rms.iloc[-1] < 1e-12

@@ -210,7 +210,7 @@ _GROUPS: list[tuple[tuple[int, ...], list[Run]]] = [
     ((0, 1, 2), [replace(_DECAYED, model=f"vgg{depth}-resnet", exhibits=("B/Set 5",)) for depth in (68, 72, 106)]),
     ((0, 1, 2), [replace(_DECAYED, weight_decay=wd) for wd in (1e-4, 1e-2)]),
     ((1, 2), _SWINGING),
-    # Were the two rows of that table that fit neither schedule trained at a tenth of the rate that is printed? (The
+    # Were two rows of that table that do not fit a swinging rate trained at a tenth of the rate that is printed? (The
     # other, VGG38 BN at 1e-2, would be the one at 1e-3 above.)
     ((0,), [*_swing([Run("vgg38-bn-rc", lr=1e-4)]), Run("vgg38-bn-rc", lr=1e-4)]),
     ((0,), _DEEPER),
