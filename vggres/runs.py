@@ -138,7 +138,7 @@ def _origin(start: str) -> str:
     return start.split("-")[0] + re.search(r"(-\d+ep)?$", start)[0]
 
 
-# Report A's text gives these settings for two rows of its table, and rightly: see chapter 07.
+# Report A's text gives these settings for two rows of its table, and their digits agree: see chapter 07.
 TEXT_OF_A = dict(epochs=250, batch=264, weight_decay=1e-6)
 DEEPER = dict(epochs=250, batch=264, weight_decay=1e-3)  # report A, "Additional experiments"
 
