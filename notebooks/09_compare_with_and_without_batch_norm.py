@@ -243,8 +243,7 @@ last.round(2)
 # %%
 with_bn, without = ({d: history[d, text].val_loss for d in panels} for text in PAIR)
 assert all(without[d].gt(with_bn[d]).all() and without[d].iloc[-1] > with_bn[d].iloc[1] for d in panels)
-by_step = {key: epochs.train_loss for key, epochs in history.items()}
-assert all(by_step[d, "without BN"].gt(by_step[d, "with BN"]).all() for d in panels)
+assert all(history[d, "without BN"].train_loss.gt(history[d, "with BN"].train_loss).all() for d in panels)
 assert without["CIFAR-100"].iloc[-1] > with_bn["CIFAR-100"].iloc[0], "three epochs without BN, one with it"
 start, after = ({t: flow["CIFAR-100", t].drop(columns="seed").set_index("epoch").loc[i] for t in PAIR} for i in (0, 3))
 dotted, solid = (by["with BN"] / by["without BN"] for by in (start, after))
