@@ -223,9 +223,9 @@ assert pooled_150 < theirs["BN + RC"]["vgg150-bn-rc"] / 10 and pooled_150 < 6 * 
 # ## Ask what depth buys
 #
 # Here is what report B prints for its deeper nets, one run each. Is a gain of a point and a half a gain? The report
-# gives one clue: VGG38 ResNet without weight decay, trained from three seeds (that none had decay is shown in chapter
-# 07). If $s$ is their standard deviation, two single runs of one net differ by less than
-# $t_2\, s \sqrt 2$ in 19 cases of 20 ($t_2 = 4.3$ is Student's t at 97.5 % with two degrees of freedom).
+# gives one clue: VGG38 ResNet without weight decay, trained from three seeds (that none had 1e-3 is shown in chapter
+# 07). If $s$ is their standard deviation, two single runs of one net differ by less than $t_2\, s \sqrt 2$ in 19 cases
+# of 20 ($t_2 = 4.3$ is Student's t at 97.5 % with two degrees of freedom).
 
 # %%
 told = tables.reported().query("report == 'B' and metric == 'val_acc'")

@@ -47,6 +47,7 @@ STYLE = {
     MUON_BN_RC.name: ("#003f66", "d"),
     TWO_RATES.name: ("#8c510a", "8"),
 }
+DASHES = {MUON_PLAIN.name: ":", SCALED.name: "--"}  # of the headline, where VGG38 as it is has three optimisers
 # Exhibits of the reports: how each is drawn, and from which runs.
 EXHIBITS = {
     "A-figure-1": ("curves", ["vgg08", "vgg38"]),
@@ -165,7 +166,7 @@ def curves(names: list[str], results: Path | str | None = None, report: str = "A
     fig.legend(*loss.get_legend_handles_labels(), frameon=False, loc="outside right center")
     for axes in fig.axes:
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     stamp(fig, names, results)
     return fig
 
@@ -246,8 +247,8 @@ def headline(results: Path | str | None = None) -> Figure | None:
     """The story in one figure: the gradient before the first step, and what learns. None without records.
 
     It shows, as far as they are recorded, Table 1's nets, BN + RC at its best learning rate and with Muon, plain nets
-    mended in other ways, and VGG38 as it is with other optimisers. Beside the curves of a net, one a seed, stands their
-    last mean, or their range if that is wide.
+    mended in other ways, and VGG38 as it is with other optimisers. Beside the curves of a run, one a seed, stands the
+    mean of their ends, or each of them where they lie far apart.
     """
     names = ["vgg08", "vgg38", "vgg38-bn", "vgg38-rc", "vgg38-bn-rc-lr1e-2"]
     names += [run.name for run in (MENDED, MUON, MUON_68, MUON_BN_RC, MUON_PLAIN, SCALED)]
@@ -256,7 +257,7 @@ def headline(results: Path | str | None = None) -> Figure | None:
         return None
     fig = Figure(figsize=(9.5, 4.2))
     gradient, accuracy = fig.subplots(1, 2, width_ratios=(1.25, 1))
-    ends, drawn = {}, set()
+    beside, drawn = [], set()
     for name in names:
         run, (colour, marker) = find(name), look(name)
         style = dict(color=colour, marker=marker, ms=3.5, lw=1.4)
@@ -268,28 +269,27 @@ def headline(results: Path | str | None = None) -> Figure | None:
         histories = records.load_series(name, "history.csv", results)
         for _, history in histories.groupby("seed"):
             end = dict(marker=marker, markevery=[-1], ms=5, clip_on=False)
-            accuracy.plot(history.epoch, 100 * history.val_acc, color=colour, lw=1.4, **end)
-        ends[name] = histories.epoch.max(), 100 * histories.groupby("seed").val_acc.last()
-    mean = {name: values.mean() for name, (_, values) in ends.items()}
-    names, texts = sorted(ends, key=mean.get), []
-    for run in map(find, names):
+            accuracy.plot(history.epoch, 100 * history.val_acc, DASHES.get(name, "-"), color=colour, lw=1.4, **end)
+        last = 100 * histories.groupby("seed").val_acc.last()
         text = label(run) + f", lr {run.lr:g}" * (run.optimizer == "adam" and run.lr != find("vgg38").lr)
-        _, values = ends[run.name]
-        told = f"{values.min():.0f} to {values.max():.0f}" if np.ptp(values) > 10 else f"{values.mean():.1f}"
-        texts.append(textwrap.fill(f"{text}: {told}", 28, break_on_hyphens=False))
-    half = [0.027 * mean[names[-1]] * (1 + text.count("\n")) for text in texts]
-    places = [mean[name] for name in names]
+        text += ", Adam" * (name == "vgg38")
+        for value in last if np.ptp(last) > 10 else [last.mean()]:
+            told = textwrap.fill(f"{text}: {value:.1f}", 28, break_on_hyphens=False)
+            beside.append((value, told, colour, histories.epoch.max()))
+    beside.sort()
+    places, half = [place for place, *_ in beside], [1 + text.count("\n") for _, text, *_ in beside]
+    half = [0.025 * places[-1] * lines for lines in half]
     for _, i in product(range(100), range(1, len(places))):  # neighbours that overlap move apart
         overlap = max(0.0, places[i - 1] + half[i - 1] + half[i] - places[i])
         places[i - 1], places[i] = places[i - 1] - overlap / 2, places[i] + overlap / 2
-    for name, text, place in zip(names, texts, places, strict=True):
-        beside = dict(color=look(name)[0], xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
-        accuracy.annotate(text, (ends[name][0], place), **beside)
+    for (_, text, colour, epoch), place in zip(beside, places, strict=True):
+        how = dict(color=colour, xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
+        accuracy.annotate(text, (epoch, place), **how)
     gradient.set(
         yscale="log",
         xlabel="layer, input to output",
         ylabel="mean |dE/dW|",
-        title="Before the first step: the gradient of each layer",
+        title="Before training: VGG38's gradient has vanished",
     )
     gradient.set_ylim(gradient.get_ylim()[0] / 1e4)  # room for the legend
     gradient.legend(frameon=False, fontsize=8, loc="lower right", ncols=2, columnspacing=1)
@@ -297,10 +297,10 @@ def headline(results: Path | str | None = None) -> Figure | None:
     accuracy.set(
         xlabel="epoch",
         ylabel="validation accuracy (%)",
-        title="Then: what each net learns",
+        title="After: by Adam, VGG38 has learnt nothing",
         ylim=(0, places[-1] + half[-1]),
     )
-    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
+    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     stamp(fig, names, results)
     return fig
 
@@ -325,7 +325,7 @@ def histories(
             drawn += [name] * bool(len(history))
             by_epoch(axes, history, metric, colour[text])
         axes.set(title=heading, xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     ylabel = ("cross-entropy (nats)" if metric == "loss" else "accuracy (%)") + "; dashed: training"
     sharing[0].set(ylabel=ylabel, ylim=(0, None))

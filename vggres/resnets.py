@@ -31,7 +31,8 @@ class Flatten(nn.Module):
 
 
 def resnet(depth: int, norm: str = "batch", large: bool = False, classes: int = 100) -> nn.Module:
-    """torchvision's ResNet of 18, 34 or 50 layers (He et al., 2016), with its own initialisation (He's, by fan-out).
+    """torchvision's ResNet of 18, 34 or 50 layers (He et al., 2016, "Deep residual learning"), with its own
+    initialisation (He's, by fan-out).
 
     For 32x32 images it begins with a 3x3 convolution of stride 1 and no max pooling. Report C does not mention this
     (its author's code instead enlarges the images to 224 and keeps torchvision's stem, at 3.3 times the work).
@@ -96,8 +97,8 @@ def inception(width: float, classes: int = 100) -> nn.Module:
 class SubBlock(nn.Module):
     """Report D's ResBlock: f(x), `convs` times (3x3 convolution, BN, ReLU); with a shortcut, `branch * f(x) + x`.
 
-    Where the branch has more channels than x, zeros are appended to x (He et al., 2016, option A): the report does
-    not say how 64 channels are joined to 128, and its table has no layer for it.
+    Where the branch has more channels than x, zeros are appended to x (He et al., 2016, "Deep residual learning",
+    option A): the report does not say how 64 channels are joined to 128, and its table has no layer for it.
 
     Args:
         branch: the factor of the branch; None: no shortcut.

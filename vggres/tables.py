@@ -88,7 +88,7 @@ def table_1(results: Path | str | None = None, names: list[str] = TABLE_1) -> pd
 
 
 def what_else(results: Path | str | None = None) -> pd.DataFrame:
-    """The nets that no report trained, for reading, below the nets of Table 1 that they are compared with.
+    """The runs that no report has, for reading, below the nets of Table 1 that they are compared with.
 
     One row per run, indexed by network, learning rate and epochs: parameters, training loss (nats) and validation
     accuracy after the last epoch, test accuracy of the best epoch (%), mean over n seeds. A shorter run has a row
@@ -244,7 +244,8 @@ def markdown(table: pd.DataFrame, judged: pd.DataFrame) -> str:
     """The validation accuracies of `table_1` as a Markdown table, with what `verdicts` says of the reported ones."""
     judged = judged[(judged.exhibit == "Table 1") & (judged.metric == "val_acc")][["run", "prediction", "verdict"]]
     table = table[table.metric == "val_acc"].merge(judged, how="left", on="run")
-    heads = ["network", "learning rate", "parameters", "reported", "measured", "mean", "new run", "n", "verdict"]
+    heads = ["network", "learning rate", "parameters", "reported", "measured", "± of the mean", "± of a new run"]
+    heads += ["n", "verdict"]
     lines = [heads, ["---"] * 2 + ["---:"] * 3 + ["---"] * 2 + ["---:", "---"]]
     for row in table.itertuples():
         told, measured, spread = format_cells(row)
@@ -275,7 +276,7 @@ def cost(names: list[str], results: Path | str | None = None) -> str:
 def readme_table(results: Path | str | None = None) -> str:
     """What goes between the README's markers."""
     fixes, judged = records.recorded(FIXES, results), verdicts(results)
-    parts = ["The same for nets that no report trained:", markdown(table_1(results, fixes), judged)] if fixes else []
+    parts = ["The same for runs that no report has:", markdown(table_1(results, fixes), judged)] if fixes else []
     return "\n\n".join([markdown(table_1(results), judged), *parts, cost(TABLE_1 + fixes, results)])
 
 

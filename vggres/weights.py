@@ -59,7 +59,9 @@ def read(name: str, results: Path | str | None = None) -> tuple[dict[str, Tensor
         raise Unready(f"{name}, seed 0, is not recorded: `vggres train {name}` first")
     path = results / record.get("weights", {}).get("file", f"weights/{name}.safetensors")
     if "weights" not in record or not path.is_file():
-        raise Unready(f"{path}: not there, though {name} is recorded. Move {folder} away and train it again")
+        raise Unready(
+            f"{path}: not there, though {name} is recorded; to have it, train it again elsewhere (--results DIR)"
+        )
     if hashlib.sha256(content := path.read_bytes()).hexdigest() != record["weights"]["sha256"]:
         raise UserError(f"{path}: not the weights that the record of {name} was written with")
     return read_tensors(content), record["weights"]["sha256"]
