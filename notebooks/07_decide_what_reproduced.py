@@ -408,11 +408,8 @@ for ax, (metric, factor) in zip(axes, {"train_acc": 100, "val_loss": 1}.items(),
             where = [rows.index(name.removesuffix(suffix)) + below for name in found.run]
             style = dict(ms=5, mec=figures.PALETTE[edge], mfc=fill or figures.PALETTE[edge], label=f"{who}, {text}")
             ax.plot(factor * found[metric], where, form, ls="", **style)
-axes[0].set(
-    yticks=range(len(rows)),
-    yticklabels=[f"{tables.label(RUNS[name])} at 1e-{2 + (RUNS[name].lr < 0.01)}" for name in rows],
-)
-axes[0].set(xlabel="training accuracy (%)", ylim=(5.5, -0.5))
+labels = [f"{tables.label(RUNS[name])} at 1e-{2 + (RUNS[name].lr < 0.01)}" for name in rows]
+axes[0].set(yticks=range(len(rows)), yticklabels=labels, xlabel="training accuracy (%)", ylim=(5.5, -0.5))
 axes[1].set(xlabel="validation loss (nats)")
 fig.suptitle("VGG08 and RC fit the rate that swings; BN + RC at 1e-3 fits neither")
 axes[1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
@@ -462,7 +459,7 @@ for name in rows:
         seeds = everyone.get_group(name + suffix)
         fits[name, text] = judge(table_1.loc[name], (2, 4), seeds).count("reproduced"), len(seeds)
 told = pd.Series({key: f"{right} of 4, by {n} runs" for key, (right, n) in fits.items()})
-told.unstack().loc[rows].rename_axis("the table's row, by all runs")
+told.unstack().loc[rows, [*schedules]].set_axis(labels).rename_axis("the rate changes")
 
 # %%
 once, swinging = ({name: fits[name, text][0] for name in rows} for text in schedules)
