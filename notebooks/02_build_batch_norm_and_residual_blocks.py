@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from vggres import build, data, figures, tables
 from vggres.engine import Engine, pick_device
 from vggres.gradients import flow_on, propagation
-from vggres.models import MODELS, Block, count_parameters
+from vggres.models import MODELS, VGG, Block, count_parameters
 from vggres.runs import find
 
 # %% [markdown]
@@ -298,12 +298,6 @@ plt.show()
 #
 # Read off the factor by which a whole stage of twelve layers multiplies the gradient on its way back:
 
-# %%
-at = {name: (rows.signal.iloc[-2] / rows.signal.iloc[0], rows.gradient.iloc[0]) for name, rows in probe.items()}
-assert at["vgg38"][0] < 1e-10 and at["vgg38"][1] < 1e-15, "plain: neither arrives"
-assert at["vgg38-rc"][0] > 1e-4 and at["vgg38-rc"][1] > 1e-8, "RC: both arrive, weakened"
-assert all(at[name][0] > 0.1 and at[name][1] > 1e-3 for name in ("vgg38-bn", "vgg38-bn-rc")), "BN: both arrive"
-
 # %% tags=["nbval-ignore-output"]
 ends = ["entry.conv", *(f"stage{i}.reduce.conv2" for i in (1, 2, 3))]
 gradient = pd.DataFrame({LABEL[name]: rows.gradient for name, rows in probe.items()}).loc[ends]
@@ -311,8 +305,25 @@ stage = (gradient.shift() / gradient).iloc[1:].set_axis(["stage 1", "stage 2", "
 stage.map("{:.3g}".format)
 
 # %%
+at = {name: (rows.signal.iloc[-2] / rows.signal.iloc[0], rows.gradient.iloc[0]) for name, rows in probe.items()}
+assert at["vgg38"][0] < 1e-10 and at["vgg38"][1] < 1e-15, "plain: neither arrives"
+assert at["vgg38-rc"][0] > 1e-4 and at["vgg38-rc"][1] > 1e-8, "RC: both arrive, weakened"
+assert all(at[name][0] > 0.1 and at[name][1] > 1e-3 for name in ("vgg38-bn", "vgg38-bn-rc")), "BN: both arrive"
+
+# %%
 assert (stage["plain"] < 1e-4).all() and stage["RC"].between(0.005, 0.5).all()
 assert (stage["BN"] > 1.2).all() and stage["BN + RC"].between(0.4, 2).all()
+
+# %%
+_ = torch.manual_seed(0)
+everywhere = pd.DataFrame(propagation(VGG(stages=3, blocks=5, residual="all"), x[:20], y[:20]))
+everywhere = everywhere.set_index("layer").gradient
+assert (everywhere.loc[ends].shift() / everywhere.loc[ends]).iloc[1:].between(0.2, 0.4).all()
+
+# %% [markdown]
+# RC loses a factor of some 24 a stage: two bare layers and a pooling make $\frac16 \cdot \frac14 = 0.042$. With a
+# shortcut in the reduction blocks too, report B's way, but still without BN, the factor is 0.25 to 0.30 (the last
+# cell): the pooling's quarter alone.
 
 # %% [markdown]
 # ## Find what BN leaves behind
@@ -338,15 +349,23 @@ theory = np.sqrt(np.pi / (np.pi - 1))
 assert abs(inner.median() / theory - 1) < 0.06
 print(f"theory {theory:.2f}, measured {inner.median():.2f} (median of {len(inner)} layers)")
 
+# %% tags=["nbval-ignore-output"]
+_ = torch.manual_seed(0)
+straight = VGG(stages=3, blocks=5, norm=True, act=nn.LeakyReLU(1.0))
+linear = pd.DataFrame(propagation(straight, x[:20], y[:20])).set_index("layer").filter(regex=r"\.block", axis=0)
+assert 0.95 < linear.backward_gain.median() < 1.05
+print(f"without any nonlinearity: theory 1, measured {linear.backward_gain.median():.2f}")
+
 # %% [markdown]
-# Twelve layers at 1.21 make ten, and the pooling divides by 4. That leaves 2.5, about what the table shows for stages 2
-# and 3. With shortcuts the stage multiplies by nearly as much before its reduction. But each of the five blocks adds a
-# branch of variance about 1 to the stream, and the BN of the reduction block divides the gradient by the size that the
-# stream has reached. Together with the pooling's 4, that cancels the ten, so the factor of a BN + RC stage is about 1.
-# (Stage 1 has half of that in both nets: the entry's outputs are twice as large as other layers', so its own BN divides
-# the gradient by twice as much.) *Live*, the same stages in two parts: "the stage", from the output of the reduction's
-# first convolution back to the stage's input, and "the step", from the output of its second back to that of its first,
-# through the pooling and the BN that divides:
+# So it is the ReLU's mean, which BN removes, that costs, not BN itself. Twelve layers at 1.21 make ten, and the pooling
+# divides by 4. That leaves 2.5, about what the table shows for stages 2 and 3. With shortcuts the stage multiplies by
+# nearly as much before its reduction. But each of the five blocks adds a branch of variance about 1 to the stream, and
+# the BN of the reduction block divides the gradient by the size that the stream has reached. Together with the
+# pooling's 4, that cancels the ten, so the factor of a BN + RC stage is about 1. (Stage 1 has half of that in both
+# nets: the entry's outputs are twice as large as other layers', so its own BN divides the gradient by twice as much.)
+# *Live*, the same stages in two parts: "the stage", from the output of the reduction's first convolution back to the
+# stage's input, and "the step", from the output of its second back to that of its first, through the pooling and the BN
+# that divides:
 
 # %% tags=["nbval-ignore-output"]
 after = [f"stage{i}.reduce.conv1" for i in (1, 2, 3)]
@@ -361,11 +380,10 @@ assert (inside > 4).all(axis=None) and (step["BN + RC"] < step["BN"] / 2).all()
 # %% [markdown]
 # ## Compare the gradient flow
 #
-# *Live.* The reports measure the mean of $|\partial E / \partial W|$ of each layer. It scales as the right side of
-# Figure 1 times the *size* of the layer's input times, roughly, the root of the number of its pixels, whose shares do
-# not agree in sign: 32 in stage 1, 8 in stage 3. (Not as the left side: in the plain net, biases give the input a size
-# that is the same for all images, hence the stairs of chapter 01.) Three initialisations of each net, on the whole
-# batch:
+# *Live.* The reports measure the mean of $|\partial E / \partial W|$ of each layer. By chapter 01's equation this is,
+# roughly, a product of three: the gradient at the layer's output (right side of Figure 1), the *size* of its input, and
+# the root of its number of pixels, 32 in stage 1, 8 in stage 3, since their shares differ in sign. (The size is not the
+# left side: biases add to it what is the same for all images.) Three initialisations of each net, on the whole batch:
 
 # %%
 SEEDS = (0, 1, 2)
@@ -452,7 +470,8 @@ plt.show()
 # %% [markdown]
 # **Figure 3.** The plain net lies on the dotted line, $\ln 100 = 4.605$ nats: it guesses. BN + RC, with 0.7 % more
 # parameters and the same recipe, is below the line within the first twenty steps and keeps falling: fast on the easy
-# procedural set, more slowly on CIFAR-100. Chapter 04 shows what the four nets reach when they are fully trained.
+# procedural set, more slowly on CIFAR-100. BN alone and RC alone learn, too; chapter 04 shows what the four nets reach
+# when they are fully trained.
 
 # %%
 late = {name: values[5:].mean() for name, values in losses.items()}
@@ -469,7 +488,8 @@ assert losses["vgg38-bn-rc"][-1] < losses["vgg38-bn-rc"][0] - 0.06
 #   half of the inputs are 0, and the last activation cuts half of those units: $\sqrt{3/4} = 0.87$.)
 # - BN alone overshoots: its gradient grows by about 1.2 a layer towards the input, as $\sqrt{\pi/(\pi-1)}$ says. With
 #   shortcuts the stream grows, which tames that: a stage of BN + RC multiplies the gradient by about 1.
-# - RC alone loses most of the gradient in the three reduction blocks, where report A has no shortcut.
+# - RC alone loses most of the gradient in the three reduction blocks, where report A has no shortcut; one there would
+#   leave only the pooling's quarter.
 # - The nets' parameter counts match those of the reports, to the last digit printed.
 # - BN + RC learns where the plain net guesses.
 #
