@@ -482,6 +482,8 @@ assert [seeds.min().round(1), seeds.max().round(1)] == [71.2, 74.0] and table_1.
 assert 7.5 < np.ptp(100 * runs[runs.run == "vgg38-bn-lr1e-2"].train_acc) < 8.5
 bn = pd.concat([everyone.get_group(name) for name in ("vgg38-bn", "vgg38-bn-cosine-step")])
 assert bn.val_loss.min() > table_1.val_loss["vgg38-bn"] + 0.1
+
+# %%
 best = "vgg38-bn-rc-lr1e-2-cosine-step"
 own, path = RUNS["vgg38-bn-rc-lr1e-2-wd1e-6-batch264-cosine-step-250ep"], records.load_series(best, "history.csv")
 assert own.lr_at(44_999, 180) > 0.99 * own.lr and RUNS[best].lr_at(47_499, 475) < 0.003 * own.lr

@@ -153,6 +153,7 @@ def centred():
     return net
 
 
+# %%
 def last_loss(make, lr, steps=20, batch=25):
     """Mean training loss (nats) of the last 5 steps."""
     engine = Engine(make(), lr, 5e-4, pick_device("cpu"), optimizer="sgd")

@@ -381,7 +381,7 @@ for axes, (head, lines) in zip(panels, falling.items(), strict=True):
     axes.axhline(np.log(100), color="0.6", lw=0.8, ls=":")
     axes.set(xlabel="training step", title=head)
     axes.legend(frameon=False, loc="lower left", fontsize=8)
-fig.suptitle("33 convolutions, Adam at 1e-3: the factor helps only where the head can die", y=1.03)
+fig.suptitle("33 convolutions, Adam at 1e-3: the factor helps only where the head can die", y=1.08)
 _ = panels[0].set_ylabel("training loss (nats; dotted: guessing)")
 plt.show()
 

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vggres import build, data, figures, probes, records, tables
+from vggres import build, data, figures, probes, records, tables, winograd
 from vggres.models import VGG, initialise, layers
 from vggres.muon import Muon, TwoRates, ends_and_middle
 from vggres.runs import MENDED, MENDED_68, MUON, MUON_68, MUON_PLAIN, SCALED, TWO_RATES, versions
@@ -39,6 +39,7 @@ train_set = data.Images(*data.load("synthetic").train)
 
 def fit(net, lr, steps=60, make=torch.optim.Adam, size=25, seed=0, ask=lambda step: None, labels=lambda y: y):
     """Train on batches of so many images, by Adam if not otherwise asked; the loss of each step."""
+    _ = winograd.use(net)  # half the time
     optimizer, losses = make(net.train().parameters(), lr), []
     plans = chain.from_iterable(data.plan_epoch(len(train_set), seed, epoch).batches(size) for epoch in count())
     for step, plan in zip(range(steps), plans, strict=False):
