@@ -240,6 +240,11 @@ def test_the_queue_passes_over_what_has_no_weights_to_start_from(train, results,
     queued(monkeypatch, [(second, 0), (first, 0)])
     done = train("--missing")
     assert done.exit_code == 3 and f"{second.name}, seed 0: passed over: {first.name}, seed 0, is not" in done.stderr
+    kept = results / records.read(records.folder_of(results, first.name, 0))["weights"]["file"]
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1])
+    assert f"{second.name}, seed 0: passed over: {kept}: not the weights" in train("--missing").stderr
+    kept.write_bytes(whole)
     assert train("--missing").exit_code == 0
     assert {f.parent.name for f in records.folders(results)} == {first.name, second.name}
 

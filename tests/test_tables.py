@@ -103,7 +103,7 @@ def test_a_diverged_run_is_not_left_out_of_the_mean(monkeypatch):
     assert text["training loss", "measured"] == "not finite" and text["n", ""] == "3"
     assert text["validation accuracy (%)", "measured"].startswith("30.33 ±")
     judged = tables.verdicts(ROOT / "results").query("run == 'vgg08' and metric == 'train_loss'")
-    assert set(judged.verdict) == {"diverged"} and judged.n.eq(3).all()
+    assert set(judged.verdict) == {"diverged"} and judged.n.eq(3).all() and judged.prediction.isna().all()
 
 
 def test_the_readme_is_current():

@@ -123,6 +123,15 @@ def damage(path):
     path.write_bytes(content)
 
 
+def resave(path, change):
+    """Change a checkpoint, with a hash that fits."""
+    saved = torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)
+    change(saved)
+    buffer = io.BytesIO()
+    torch.save(saved, buffer)
+    path.write_bytes(hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
+
+
 def crash_while_saving(results, synthetic, at):
     """Train until the `at`-th renaming of a file, which a crash prevents."""
     replace, count = os.replace, itertools.count()
@@ -185,11 +194,7 @@ def test_an_epoch_that_would_not_fit_is_not_begun(tmp_path, synthetic, monkeypat
 
 def test_how_long_an_epoch_took_on_another_machine_keeps_none_from_being_begun(tmp_path, synthetic, whole):
     path = stop(tmp_path, synthetic, 5) / "checkpoint.pt"
-    saved = torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)
-    saved["state"]["history"][-1]["seconds"] = 1e6
-    buffer = io.BytesIO()
-    torch.save(saved, buffer)
-    path.write_bytes(hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
+    resave(path, lambda saved: saved["state"]["history"][-1].update(seconds=1e6))
     assert training.train(SMALL, 0, synthetic, tmp_path, "cpu", minutes=10)["result"]["epochs"] == 3
 
 
@@ -281,6 +286,15 @@ def test_a_checkpoint_of_a_later_version_is_refused_by_its_name(tmp_path, synthe
         m.setattr(Run, "to_dict", lambda run: vars(run) | later)
         path = stop(tmp_path, synthetic, 5) / "checkpoint.pt"
     with pytest.raises(Unready, match=r"other settings.*delete") as e:
+        training.train(SMALL, 0, synthetic, tmp_path, "cpu")
+    assert str(path) in str(e.value)
+
+
+@pytest.mark.parametrize("part", ["state", "net", "optimizer"])
+def test_a_checkpoint_whose_parts_are_of_another_version_is_refused_by_its_name(tmp_path, synthetic, part):
+    path = stop(tmp_path, synthetic, 5) / "checkpoint.pt"
+    resave(path, lambda saved: saved[part].update(new=torch.zeros(1), param_groups=[]))
+    with pytest.raises(Unready, match=r"another version.*delete") as e:
         training.train(SMALL, 0, synthetic, tmp_path, "cpu")
     assert str(path) in str(e.value)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -101,13 +102,15 @@ def test_images_of_any_size_are_flipped_whole():
     assert torch.equal(flipped, plain.flip(3)) and plain.shape == (3, 3, SIZE, SIZE)
 
 
-@pytest.mark.parametrize("make", ["nothing", "no classes", "other classes", "no image", "too few", "val"])
+@pytest.mark.parametrize("make", ["nothing", "no classes", "one class", "other classes", "no image", "too few", "val"])
 def test_what_is_no_folder_of_images_is_refused(tmp_path, make):
     root = named = tmp_path / "pictures"
     if make == "no classes":
         root.mkdir()
+    elif make == "one class":
+        shutil.copytree(draw(tmp_path / "all", 30, 0) / "red", root / "red")
     elif make == "other classes":
-        draw(root / "train", 1, 0)
+        draw(root / "train", 24, 0)
         (draw(root / "test", 1, 0) / "red").rename(root / "test" / "yellow")
     elif make == "no image":
         named = draw(root, 30, 0) / "red" / "3.png"

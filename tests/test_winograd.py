@@ -89,6 +89,7 @@ def test_an_image_without_a_batch_and_a_wrong_number_of_channels_are_torchs_too(
     assert torch.equal(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
     with pytest.raises(RuntimeError, match="channels"):
         conv(x[None, :16])
+    assert conv.to("meta")(x[None]).shape == (1, 32, 8, 8)  # weights on another device, whatever torch makes of it
 
 
 @compiles

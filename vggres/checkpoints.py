@@ -93,19 +93,19 @@ def resume(folder: Path, run: Run, seed: int, engine: Engine, digests: dict[str,
             names = ", ".join(path.name for path in damaged)
             raise Unready(f"{folder}: no checkpoint is whole ({names}); delete them to begin anew")
         return None
-    try:
-        same = Run.from_dict(saved["run"]) == run and saved["seed"] == seed
-    except (TypeError, UserError):  # a setting, or its value, that this version does not know
-        same = False
     instead = "delete it to begin anew, or choose another --results"
-    if not same:
-        raise Unready(f"{saved['path']} is of other settings ({saved['run']}, seed {saved['seed']}); {instead}")
-    engine.net.load_state_dict(saved["net"])
-    engine.optimizer.load_state_dict(saved["optimizer"])
+    try:
+        if Run.from_dict(saved["run"]) != run or saved["seed"] != seed:
+            raise ValueError
+        engine.net.load_state_dict(saved["net"])
+        engine.optimizer.load_state_dict(saved["optimizer"])
+        state = State(**saved["state"])
+    except (KeyError, RuntimeError, TypeError, ValueError, UserError) as e:
+        told = f"{saved['run']}, seed {saved['seed']}"
+        raise Unready(f"{saved['path']} is of other settings, or of another version ({told}); {instead}") from e
     for group in engine.optimizer.param_groups:
         if "capturable" in group:
             group["capturable"] = engine.device.type == "cuda"  # whichever device wrote the checkpoint
-    state = State(**saved["state"])
     if state.digests != digests:
         raise Unready(f"{saved['path']} is of other images, or began from other weights; {instead}")
     state.resumes += 1

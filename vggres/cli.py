@@ -32,6 +32,8 @@ class OneLine(TyperGroup):
     def main(self, *args, standalone_mode=True, **kwargs):
         logging.basicConfig(format="%(message)s")
         logging.getLogger("vggres").setLevel(logging.INFO)
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="replace")  # of letters that it does not know
         try:
             status = super().main(*args, standalone_mode=False, **kwargs)
         except (UserError, OSError) as e:
@@ -47,7 +49,7 @@ class OneLine(TyperGroup):
             typer.echo(message if "\n" in message else f"vggres: {message.rstrip('.')}; see --help", err=True)
             status = e.exit_code
         if status == 130:
-            typer.echo("vggres: interrupted; the same command goes on from the last whole epoch", err=True)
+            typer.echo("vggres: interrupted; training, if it was that, goes on from the last whole epoch", err=True)
         sys.exit(status or 0)
 
 
@@ -258,4 +260,5 @@ def verify(results: Recorded):
         typer.echo(problem, err=True)
     if problems:
         raise typer.Exit(1)
-    typer.echo(f"{len(records.folders(results))} records are whole")
+    n = len(records.folders(results))
+    typer.echo(f"{n} record{'s are' if n > 1 else ' is'} whole")

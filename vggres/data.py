@@ -103,7 +103,7 @@ class Data:
     redraw: Callable[[int, int], np.ndarray] | None = None  # (seed, epoch) -> that epoch's training images
 
     def subset(self, n: int) -> "Data":
-        """The same with at most `n` training, `n // 2` validation and `n // 2` test images, balanced by class.
+        """The same with at most `n` training, `n // 2` (or 1) validation and as many test images, balanced by class.
 
         Raises:
             UserError: the images are photographs, which are used whole.

@@ -139,7 +139,7 @@ class Engine:
         self.optimizer.step()
 
     def step(self, images: Images, plan: Plan, lr: float) -> None:
-        """Train on one batch; the gradients stay in `.grad` until the next step."""
+        """Train on one batch, by a plan on the engine's device; the gradients stay in `.grad` until the next step."""
         size = len(plan.index)
         with self.turn():
             self.optimizer.param_groups[0]["lr"].fill_(lr)

@@ -6,7 +6,11 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path`; a crash at any moment leaves either the old file or the new one, whole."""
+    """Write `content` to `path`; a crash at any moment leaves either the old file or the new one, whole.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; the error names `path`.
+    """
     file, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
         with open(file, "wb") as f:

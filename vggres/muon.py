@@ -43,7 +43,7 @@ class TwoRates(torch.optim.Adam):
     """Adam, at 0.18 / L of the rate for the L convolutions after the first: what is left of `Muon` without its
     orthogonal matrices. The 0.18 is our choice: it gives 1e-4 where the rate is 2e-2 and L is VGG38's 36.
 
-    Args: as `Muon`'s.
+    Args: as `Muon`'s, but the options concern all parameters, and so does a weight decay.
     """
 
     def __init__(self, params, lr: Tensor | float, **options):

@@ -43,6 +43,8 @@ def load(root: Path | str, size: int = 224) -> Data:
     for path, _ in (sample for folder in (first, *others) for sample in folder.samples):
         if len(Path(path).relative_to(root).parts) != 2 + apart:  # or of train/ and val/ each would be a class
             raise UserError(f"{path}: an image must lie in its class's own folder; {LAYOUT}")
+    if len(first.classes) < 2:
+        raise UserError(f"{root}: only one class there, and nothing to tell it from; {LAYOUT}")
     if others and others[0].classes != first.classes:
         raise UserError(f"{root}: train and test have other classes: {first.classes}, {others[0].classes}")
 

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from vggres.data import SPECS
-from vggres.errors import UserError
+from vggres.errors import Unready, UserError
 from vggres.files import write_atomically
 from vggres.runs import RUNS, Run
 
@@ -132,17 +132,17 @@ def read(folder: Path) -> dict:
     try:
         record = json.loads((folder / "run.json").read_text())
     except (OSError, ValueError) as e:
-        raise UserError(f"{folder / 'run.json'}: no readable record ({e}); restore it, or move {folder} away") from e
+        raise Unready(f"{folder / 'run.json'}: no readable record ({e}); restore it, or move {folder} away") from e
     if not isinstance(record, dict) or not record.keys() >= PARTS:
         parts = ", ".join(sorted(PARTS))
-        raise UserError(f"{folder / 'run.json'}: no record; it must have {parts}; restore it, or move {folder} away")
+        raise Unready(f"{folder / 'run.json'}: no record; it must have {parts}; restore it, or move {folder} away")
     return record
 
 
-def folders(results: Path | str | None = None, name: str = "*") -> list[Path]:
+def folders(results: Path | str | None = None, name: str | None = None) -> list[Path]:
     """All folders that hold a record (of one run), sorted, except those moved aside, such as `seed0.old`."""
-    found = Path(results or default_root()).glob(f"runs/{name}/seed*/run.json")
-    return sorted(p.parent for p in found if p.parent.name.removeprefix("seed").isdigit())
+    found = (p.parent for p in Path(results or default_root()).glob("runs/*/seed*/run.json"))
+    return sorted(f for f in found if name in (None, f.parent.name) and f.name.removeprefix("seed").isdigit())
 
 
 def recorded(names: Iterable[str], results: Path | str | None = None) -> list[str]:

@@ -116,7 +116,7 @@ def prediction(values: pd.Series, other_images: int | None = None) -> float | No
     that of a loss, whose interval is the first term alone.)
     """
     n = len(values)
-    if n < 3:
+    if n < 3 or values.isna().any():
         return None
     tail, mean = 0.975, values.mean()
     sampling = stats.norm.ppf(tail) ** 2 * 2 * mean * (1 - mean) / other_images if other_images else 0.0

@@ -100,6 +100,7 @@ def steps(
         UserError: the results folder cannot be written, another process trains this run, the checkpoint is of
             another configuration, it or the record is of other images or other weights, the device is absent, the code
             has no commit, there are no weights to start from or they are of another network.
+        OSError: a checkpoint or the record cannot be written, as on a full disk; the checkpoint before it stays.
     """
     deadline = time.monotonic() + (minutes * 60 if minutes is not None else math.inf)
     with claim(records.folder_of(results, run.name, seed)) as folder:
@@ -239,7 +240,12 @@ def device_name(device: torch.device) -> str:
 
 @contextmanager
 def claim(folder: Path):
-    """The run's folder, created if missing, checked to be writable, and locked against a second process."""
+    """The run's folder, created if missing, checked to be writable, and locked against a second process.
+
+    Raises:
+        Unready: another process holds it.
+        UserError: it cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "train.lock").acquire(timeout=0)

@@ -58,12 +58,11 @@ def read(name: str, results: Path | str | None = None) -> tuple[dict[str, Tensor
     if not record:
         raise Unready(f"{name}, seed 0, is not recorded: `vggres train {name}` first")
     path = results / record.get("weights", {}).get("file", f"weights/{name}.safetensors")
+    again = "restore it, or train it again elsewhere (--results DIR)"
     if "weights" not in record or not path.is_file():
-        raise Unready(
-            f"{path}: not there, though {name} is recorded; to have it, train it again elsewhere (--results DIR)"
-        )
+        raise Unready(f"{path}: not there, though {name} is recorded; {again}")
     if hashlib.sha256(content := path.read_bytes()).hexdigest() != record["weights"]["sha256"]:
-        raise UserError(f"{path}: not the weights that the record of {name} was written with")
+        raise Unready(f"{path}: not the weights that {name} was recorded with; {again}")
     return read_tensors(content), record["weights"]["sha256"]
 
 

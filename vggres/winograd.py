@@ -16,7 +16,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         ours = x.ndim == 4 and x.shape[1] == CHANNELS and not (x.shape[2] % TILE or x.shape[3] % TILE)
-        if ours and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
+        if ours and x.device.type == self.weight.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
             return _Convolution.apply(x, self.weight, self.bias)
         return super().forward(x)
 
