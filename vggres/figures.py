@@ -165,8 +165,7 @@ def curves(names: list[str], results: Path | str | None = None, report: str = "A
         loss.plot([], [], **star, color="0.4", mec="black", label="validation, reported")
     fig.legend(*loss.get_legend_handles_labels(), frameon=False, loc="outside right center")
     for axes in fig.axes:
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        epoch_axis(axes)
     stamp(fig, names, results)
     return fig
 
@@ -233,6 +232,12 @@ def settings(names: list[str], results: Path | str | None = None, band: tuple[fl
     return fig
 
 
+def epoch_axis(axes) -> None:
+    """Epochs, in round numbers."""
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+
+
 def depth_axis(axes, layers: list[str]) -> None:
     """Layers by number in forward order, with a line after each stage, where the image is halved."""
     ends = [i + 1 for i, layer in enumerate(layers) if ".reduce." in layer and layer.endswith("conv2")]
@@ -295,12 +300,11 @@ def headline(results: Path | str | None = None) -> Figure | None:
     gradient.legend(frameon=False, fontsize=8, loc="lower right", ncols=2, columnspacing=1)
     accuracy.axhline(1, color="0.6", lw=0.8, ls=":")
     accuracy.set(
-        xlabel="epoch",
         ylabel="validation accuracy (%)",
         title="After: by Adam, VGG38 has learnt nothing",
         ylim=(0, places[-1] + half[-1]),
     )
-    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    epoch_axis(accuracy)
     stamp(fig, names, results)
     return fig
 
@@ -324,8 +328,8 @@ def histories(
             axes.plot([], [], color=colour[text], label=text if len(history) else f"{text}: not measured")
             drawn += [name] * bool(len(history))
             by_epoch(axes, history, metric, colour[text])
-        axes.set(title=heading, xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.set_title(heading)
+        epoch_axis(axes)
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     ylabel = ("cross-entropy (nats)" if metric == "loss" else "accuracy (%)") + "; dashed: training"
     sharing[0].set(ylabel=ylabel, ylim=(0, None))
