@@ -2,7 +2,7 @@
 
 CPU: channels-last memory; bf16 arithmetic where the processor has it, otherwise float32 with our own convolutions
 (`winograd`); freed memory is kept for the next step. CUDA: the data stay on the device, and the whole step, from the
-crop to the optimiser, is captured as one CUDA graph. In bf16, our own layers pass over memory less often (`fused`).
+crop to the optimiser, is captured as one CUDA graph. Our own layers pass over memory less often (`fused`).
 Weights, optimiser state and batch-norm statistics stay in float32; nothing is read back from the device between two
 calls of `metrics`.
 """
@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import sys
 import weakref
-from functools import partial
 
 import numpy as np
 import torch
@@ -60,9 +59,9 @@ class Engine:
     for it.
 
     Args:
-        net: moved to the device in place; its LeakyReLUs then overwrite their input. On a CPU in float32, its
-            convolutions of 32 channels become those of `winograd`; in bf16, its blocks (and on a CPU its entry) become
-            those of `fused`.
+        net: moved to the device in place; its LeakyReLUs then overwrite their input. Its blocks (and on a CPU its
+            entry) become those of `fused`, but on CUDA in float32; on a CPU in float32, its convolutions of 32 channels
+            become those of `winograd`.
         lr, weight_decay: the step size and a coupled L2 decay.
         device, precision: see `pick_device` and `pick_precision`.
         optimizer: "adam" (Kingma and Ba, 2015) as in `torch.optim`, "sgd", with momentum 0.9, or one of
@@ -88,13 +87,15 @@ class Engine:
             if isinstance(module, nn.LeakyReLU):
                 module.inplace = True  # a third less to keep for the backward pass
         ours = {
-            ("cpu", "fp32"): winograd.use,
-            ("cpu", "bf16"): partial(fused.use, kind=fused.OnCPU),
-            ("cuda", "bf16"): partial(fused.use, kind=fused.OnCUDA),
+            ("cpu", "fp32"): fused.InFloat32,
+            ("cpu", "bf16"): fused.OnCPU,
+            ("cuda", "bf16"): fused.OnCUDA,
         }.get((device.type, self.precision))
         if on_gpu and torch.are_deterministic_algorithms_enabled():
             ours = None  # its sums are added up in no fixed order
-        self.convolution = (ours and ours(self.net)) or "torch"
+        self.convolution = (ours and fused.use(self.net, ours)) or "torch"
+        if ours is fused.InFloat32:  # in evaluation, or in blocks of another kind
+            self.convolution = winograd.use(self.net) or "torch"
         # With `fused`, all read the rate from a tensor on the device; SGD does so only then, and needs no `capturable`.
         kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "muon": Muon}
         kinds |= {"adam-scaled": ScaledAdam, "adam-two-rates": TwoRates}

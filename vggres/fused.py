@@ -1,6 +1,5 @@
-"""A `Block` that trains in bf16 with few passes over memory for what follows a 32-channel convolution:
-normalisation, shortcut, activation; on a CPU, the entry of a `VGG` too. The arithmetic is in `fused_cpu` and
-`fused_cuda`."""
+"""A `Block` that trains with few passes over memory for what follows a 32-channel convolution: normalisation,
+shortcut, activation; on a CPU, the entry of a `VGG` too. The arithmetic is in `fused_cpu` and `fused_cuda`."""
 
 from types import ModuleType
 
@@ -12,18 +11,37 @@ from vggres import fused_cpu, fused_cuda
 from vggres.models import VGG, Block
 
 CHANNELS = 32
-DTYPE = torch.bfloat16
+
+
+class EntryOnCPU(nn.Sequential):
+    """A convolution from an image's few channels to 32, normalisation and activation."""
+
+    dtype = torch.bfloat16
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, act = self
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        if not (self.training and dtype == self.dtype and len(x) > 1 and _by_the_batch(norm)):
+            return super().forward(x)
+        given = fused_cpu, x.to(dtype), conv.weight, conv.bias, None, act.negative_slope
+        return Layer.apply(*given, norm.weight, norm.bias, norm)[0]
+
+
+class EntryInFloat32(EntryOnCPU):
+    dtype = torch.float32
 
 
 class FusedBlock(Block):
-    """A `Block` of 32 channels. Anything but training on two or more square bf16 images, of even size where they are to
-    be halved, is left to `Block`."""
+    """A `Block` of 32 channels. Anything but training on two or more square images of its type, of even size where they
+    are to be halved, is left to `Block`."""
 
     kernels: ModuleType
+    dtype = torch.bfloat16
+    entry: type[EntryOnCPU] | None = None  # what becomes of a net's
 
     def forward(self, x: Tensor) -> Tensor:
         square = x.ndim == 4 and x.shape[2] == x.shape[3] and not (self.reduce and x.shape[2] % 2)
-        if not (self.training and x.dtype == DTYPE and square and len(x) > 1):
+        if not (self.training and x.dtype == self.dtype and square and len(x) > 1):
             return super().forward(x)
         h = x
         for i in range(1, self.convs + 1):
@@ -42,44 +60,38 @@ class FusedBlock(Block):
         which adds it to its own without another pass."""
         slope, given = self.act.negative_slope, (self.kernels, x, conv.weight, conv.bias)
         if isinstance(norm, nn.Identity):
-            return _Layer.apply(*given, shortcut, slope)
+            return Layer.apply(*given, shortcut, slope)
         if _by_the_batch(norm):
-            return _Layer.apply(*given, shortcut, slope, norm.weight, norm.bias, norm)
-        z, x = _Layer.apply(*given, None, 1.0)
+            return Layer.apply(*given, shortcut, slope, norm.weight, norm.bias, norm)
+        z, x = Layer.apply(*given, None, 1.0)
         z = norm(z)
         return self.act(z if shortcut is None else z + shortcut), x
 
 
 class OnCPU(FusedBlock):
-    kernels = fused_cpu
+    kernels, entry = fused_cpu, EntryOnCPU
+
+
+class InFloat32(FusedBlock):
+    """On a CPU, any."""
+
+    kernels, entry, dtype = fused_cpu, EntryInFloat32, torch.float32
 
 
 class OnCUDA(FusedBlock):
     kernels = fused_cuda
 
 
-class EntryOnCPU(nn.Sequential):
-    """A convolution from an image's few channels to 32, normalisation and activation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        conv, norm, act = self
-        in_bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == DTYPE
-        if not (self.training and in_bf16 and len(x) > 1 and _by_the_batch(norm)):
-            return super().forward(x)
-        given = fused_cpu, x.to(DTYPE), conv.weight, conv.bias, None, act.negative_slope
-        return _Layer.apply(*given, norm.weight, norm.bias, norm)[0]
-
-
 def use(net: nn.Module, kind: type[FusedBlock]) -> str | None:
-    """Turn every suitable `Block` of a net into an `OnCPU` or `OnCUDA`, and on a CPU its entry too. Returns: what it
-    then computes with; None if no block fits or this machine cannot do it."""
+    """Turn every suitable `Block` of a net into the given kind, and on a CPU its entry too. Returns: what it then
+    computes with; None if no block fits or this machine cannot do it."""
     blocks = [m for m in net.modules() if type(m) is Block and _fits(m)]
-    if not blocks or not (name := kind.kernels.available()):
+    if not blocks or not (name := kind.kernels.available(kind.dtype)):
         return None
     for block in blocks:
         block.__class__ = kind
-    if kind is OnCPU and isinstance(net, VGG):  # its activation is the same as its blocks'
-        net.entry.__class__ = EntryOnCPU
+    if kind.entry and isinstance(net, VGG):  # its activation is the same as its blocks'
+        net.entry.__class__ = kind.entry
     return name
 
 
@@ -95,12 +107,12 @@ def _by_the_batch(norm: nn.Module) -> bool:
     return whole and norm.training and norm.weight.dtype == torch.float32
 
 
-class _Layer(torch.autograd.Function):
+class Layer(torch.autograd.Function):
     """Convolution, batch normalisation where `norm` is given, shortcut, activation."""
 
     @staticmethod
     def forward(ctx, kernels, x, weight, bias, shortcut, slope, gamma=None, beta=None, norm=None):
-        x, shortcut, weight = _last(x), _last(shortcut), kernels.prepared(weight)
+        x, shortcut, weight = _last(x), _last(shortcut), kernels.prepared(weight, x.dtype)
         if norm is None:
             y = kernels.layer(x, weight, bias, shortcut, slope)
             known = [None, y if slope != 1 else None, None, None, None]

@@ -1,7 +1,7 @@
-"""The layers of `fused` on a CPU with AMX or AVX-512's bf16 products, in `fused_cpu.c`. Torch convolves images
-of other sizes, or with other numbers of channels."""
+"""The layers of `fused` on a CPU: in bf16, with AMX or AVX-512's bf16 products, in `fused_cpu.c`; in float32, on any
+CPU, in `winograd.c`. Torch convolves images of other sizes, or with other numbers of channels."""
 
-from ctypes import c_char_p, c_float, c_long
+from ctypes import CDLL, c_char_p, c_float, c_long
 
 import torch
 from torch import Tensor, nn
@@ -9,28 +9,29 @@ from torch.nn import functional as F
 
 from vggres.native import compiled, pointers
 
-NAME, CHANNELS = "fused_cpu", 32
-WIDTHS = (2, 4, 8, 16, 32)  # of the images that the C code convolves
+NAMES, CHANNELS = {torch.bfloat16: "fused_cpu", torch.float32: "winograd"}, 32
+WIDTHS = (2, 4, 8, 16, 32)  # of the images that the C code convolves in bf16; in float32, all multiples of 4
 
 
-def available() -> str | None:
-    """ "amx" or "avx512-bf16", if the processor has one of them and there is a C compiler."""
-    if (library := compiled(NAME)) is None:
+def available(dtype: torch.dtype = torch.bfloat16) -> str | None:
+    """In bf16 "amx" or "avx512-bf16", if the processor has one of them and there is a C compiler; in float32
+    "winograd", if there is one."""
+    if (library := compiled(NAMES[dtype])) is None:
         return None
     library.by.restype = c_char_p
     return (library.by() or b"").decode() or None
 
 
-def prepared(weight: Tensor) -> Tensor:
-    """The weights as the other functions here take them."""
-    return weight.to(torch.bfloat16, memory_format=torch.channels_last)
+def prepared(weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """The weights as the other functions here take them, for images of a type."""
+    return weight.to(dtype, memory_format=torch.channels_last)
 
 
 def pool(x: Tensor) -> Tensor:
     """The mean of 2x2 pixels."""
     n, c, height, width = x.shape
     y = x.new_empty(n, height // 2, width // 2, c).permute(0, 3, 1, 2)
-    compiled(NAME).pool(*pointers(x, y), n, height // 2, torch.get_num_threads())
+    _library(x).pool(*pointers(x, y), n, height // 2, torch.get_num_threads())
     return y
 
 
@@ -38,13 +39,13 @@ def pool_back(dy: Tensor) -> Tensor:
     """The gradient of `pool`."""
     n, c, height, width = dy.shape
     dx = dy.new_empty(n, 2 * height, 2 * width, c).permute(0, 3, 1, 2)
-    compiled(NAME).pool_back(*pointers(dy, dx), n, height, torch.get_num_threads())
+    _library(dy).pool_back(*pointers(dy, dx), n, height, torch.get_num_threads())
     return dx
 
 
 def layer(x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, slope: float) -> Tensor:
     """Convolution, shortcut, activation. Shapes: (N, in, H, W), (32, in, 3, 3), (32,), (N, 32, H, W) as the results."""
-    if _ours(x):
+    if ours(x):
         return _convolve(x, weight, bias, shortcut, None, slope)
     z = F.conv2d(x, weight, bias if bias is None else bias.to(x.dtype), padding=1)
     z = z if shortcut is None else z.add_(shortcut)
@@ -56,13 +57,13 @@ def normalised(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Convolution, batch normalisation, shortcut, activation. Returns: the convolution's results, the final
     results, and what `back` needs of the batch."""
-    if _ours(x):
+    if ours(x):
         sums = torch.empty(2 * CHANNELS, dtype=torch.float64)
         z = _convolve(x, weight, bias, None, sums, 1.0)
     else:
         z, sums = layer(x, weight, bias, None, 1.0), None
     moments, y, pixels = torch.empty(2 * CHANNELS), torch.empty_like(z), z.numel() // CHANNELS
-    compiled(NAME).normalise(
+    _library(x).normalise(
         *pointers(z, sums, norm.weight, norm.bias, shortcut, y, moments, norm.running_mean, norm.running_var),
         *(c_float(norm.eps), c_float(norm.momentum), c_float(slope), c_long(pixels), torch.get_num_threads()),
     )
@@ -79,15 +80,15 @@ def back(x: Tensor, weight: Tensor, known: list, slope: float, dx: Tensor | None
     threads, pixels, sums = torch.get_num_threads(), x[:, 0].numel(), (None, None)
     if known[1] is not None:
         sums = torch.zeros(CHANNELS), torch.zeros(CHANNELS)
-        compiled(NAME).sum_back(*pointers(*known, *sums), c_float(slope), c_long(pixels), threads)
+        _library(x).sum_back(*pointers(*known, *sums), c_float(slope), c_long(pixels), threads)
     known, dshortcut = [*known, *sums], torch.empty_like(known[0]) if of_shortcut else None
-    if _ours(x):
+    if ours(x):
         made = torch.empty_like(x), torch.empty(CHANNELS, 3, 3, CHANNELS).permute(0, 3, 1, 2), torch.empty(CHANNELS)
         given = pointers(*known, dshortcut, x, weight, dx, *made)
-        compiled(NAME).gradients(*given, c_float(slope), len(x), x.shape[3], threads)
+        _library(x).gradients(*given, c_float(slope), len(x), x.shape[3], threads)
     else:
         dz = torch.empty_like(known[0])
-        compiled(NAME).through(*pointers(*known, dshortcut, dz), c_float(slope), c_long(pixels), threads)
+        _library(x).through(*pointers(*known, dshortcut, dz), c_float(slope), c_long(pixels), threads)
         made = torch.ops.aten.convolution_backward(
             *(dz, x, weight, [CHANNELS], [1, 1], [1, 1], [1, 1], False, [0, 0], 1), [of_input, True, of_bias]
         )
@@ -97,12 +98,18 @@ def back(x: Tensor, weight: Tensor, known: list, slope: float, dx: Tensor | None
     return of_x, of_weight.float(), bias.float() if of_bias else None, dshortcut, *sums
 
 
-def _ours(x: Tensor) -> bool:
-    return x.shape[1] == CHANNELS and x.shape[2] == x.shape[3] in WIDTHS
+def ours(x: Tensor) -> bool:
+    """Whether the C code convolves such images."""
+    fits = x.shape[3] % 4 == 0 if x.dtype == torch.float32 else x.shape[3] in WIDTHS
+    return fits and x.shape[1] == CHANNELS and x.shape[2] == x.shape[3]
+
+
+def _library(x: Tensor) -> CDLL:
+    return compiled(NAMES[x.dtype])
 
 
 def _convolve(x, weight, bias, shortcut, sums, slope) -> Tensor:
     y, bias = torch.empty_like(x), bias if bias is None else bias.float()
     numbers = c_float(slope), len(x), x.shape[3], torch.get_num_threads()
-    compiled(NAME).convolve(*pointers(x, weight, bias, shortcut, y, sums), *numbers)
+    _library(x).convolve(*pointers(x, weight, bias, shortcut, y, sums), *numbers)
     return y

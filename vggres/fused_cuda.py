@@ -15,7 +15,7 @@ BLOCK, STEP = 128, 64  # pixels per program, and per step of those that sum over
 COPIES = 16  # of the sums over a batch, so that fewer programs add to the same one
 
 
-def available() -> str | None:
+def available(dtype: torch.dtype = torch.bfloat16) -> str | None:
     """ "triton", if it is there and, on a GPU, what launches its kernels: a C compiler, Python's headers, libcuda."""
     try:
         ready = kernels is not None and (not torch.cuda.is_available() or bool(kernels.triton.runtime.driver.active))
@@ -24,7 +24,7 @@ def available() -> str | None:
     return "triton" if ready else None
 
 
-def prepared(weight: Tensor) -> Tensor:
+def prepared(weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """The weights as the other functions here take them."""
     return weight.contiguous(memory_format=torch.channels_last)
 
