@@ -16,7 +16,7 @@ help: ## this list
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
 	  || { echo "the versions in constraints.txt need Python 3.11 to 3.14, which '$(PYTHON)' is not: try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --no-compile -c constraints.txt -e '.[test]'
 	@touch $@
 
 notebooks: .venv ## readers: execute every chapter into build/, with HTML pages and figures

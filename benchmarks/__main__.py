@@ -28,7 +28,7 @@ KINDS = {  # of operators, on CUDA of kernels, by what their names hold
     "activation": ("leaky_relu", "sigmoid"),
     "addition, pooling": ("aten::add", "pool"),
     "Adam": ("adam", "Adam"),
-    "layers of our own": ("_Layer", "_Pool"),  # on a CPU, see `fused_cpu`
+    "layers of our own": ("Layer", "_Pool"),  # on a CPU, see `fused_cpu`
 }
 
 

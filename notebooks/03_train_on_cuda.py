@@ -318,10 +318,10 @@ assert np.allclose(A.T @ ((G @ g) * (B.T @ d)), np.correlate(d, g, "valid"))
 # %% [markdown]
 # For an image this is done along rows and columns: a tile of 4x4 outputs takes $6^2 = 36$ products where the definition
 # has $4^2 \cdot 3^2 = 144$. $A$, $B$ and $G$ cost additions and products with constants, shared by 32 channels. On a
-# CPU that computes in float32 the engine does this, gradients included, with some 200 lines of C (`vggres/winograd.c`),
-# if there is a compiler. *Live*, the logits of a VGG38 and the gradient of its first layer, by torch's convolutions and
-# by these, against torch's in float64. (The net has the initial weights and the slope of chapter 08, since the default
-# net's logits do not depend on the image.)
+# CPU that computes in float32 the engine does this, gradients included, in C (`vggres/winograd.c`), if there is a
+# compiler. *Live*, the logits of a VGG38 and the gradient of its first layer, by torch's convolutions and by these,
+# against torch's in float64. (The net has the initial weights and the slope of chapter 08, since the default net's
+# logits do not depend on the image.)
 
 
 # %%
@@ -525,7 +525,7 @@ print("reported in", ", ".join(run.exhibits))
 # | an epoch's plan | drawn by NumPy | the same, sent once an epoch, 1.2 MB |
 # | crop, flip, normalise | one gather | the same gather, on the GPU |
 # | arithmetic of the net | bf16 if the CPU has it, else fp32 by Winograd | bf16 if the GPU has it, else fp32 |
-# | a layer | in bf16 two passes forward, two back | two kernels forward, five back |
+# | a layer | two passes forward, two back | in bf16 two kernels forward, five back |
 # | a step | one operation after the other | one CUDA graph, captured once |
 # | loss and hits | summed up, read after the epoch | the same: the CPU never waits for a step |
 # | bit-identical resume | yes, tested | in fp32 with deterministic algorithms, tested |
@@ -540,7 +540,8 @@ print("reported in", ", ".join(run.exhibits))
 # or write a tensor of the layer's size nineteen times, forward and back. Kernels written for these nets
 # (`vggres/kernels.py`, in Triton) do so thirteen times. Forward, one convolves and sums up what the normalisation
 # needs, and another normalises, adds the shortcut and applies the activation; back, two do the same in reverse and
-# three compute the gradients. On a CPU (`vggres/fused_cpu.c`) it is ten times: back, one pass computes all gradients.
+# three compute the gradients. On a CPU (`vggres/fused_cpu.c`, and in float32 `vggres/winograd.c`) it is ten times:
+# back, one pass computes all gradients.
 #
 # One such net is too small to fill a large GPU; several come nearer. `--together 7` trains seven runs side by side in
 # one process, each with its own graph and queue, a step each in turn. Replayed from `benchmarks/`:
