@@ -394,13 +394,14 @@ for bench, row in measured:
 
 # %% [markdown]
 # The ratios hold within a row: each processor against itself. On both, this loop is about three times as fast as the
-# naive one, for different reasons. The first processor multiplies far faster in bfloat16. The naive loop, in float32,
-# uses about a quarter of that or less. This loop uses it, and it normalises, adds the shortcut and activates in few
-# passes over memory, so that these do not eat up the gain (`vggres/fused_cpu.c`). The second processor has only
-# float32. There the naive loop with VGG38 already reaches half of the ceiling, so a loop at the ceiling would be twice
-# as fast. This one is above it, because the ceiling counts the products of the definition, and Winograd's algorithm
-# saves most of them. On both, part of the gain comes from having no worker processes and from keeping memory instead of
-# allocating it anew in every step. `benchmarks/NOTES.md` tells what was tried and what each change gave.
+# naive one, or more, for different reasons. The first processor multiplies far faster in bfloat16. The naive loop, in
+# float32, uses about a quarter of that or less. This loop uses it, and it normalises, adds the shortcut and activates
+# in few passes over memory, so that these do not eat up the gain (`vggres/fused_cpu.c`; on the second processor
+# `vggres/winograd.c` does the same). The second processor has only float32. There the naive loop with VGG38 already
+# reaches half of the ceiling, so a loop at the ceiling would be twice as fast. This one is above it, because the
+# ceiling counts the products of the definition, and Winograd's algorithm saves most of them. On both, part of the gain
+# comes from having no worker processes and from keeping memory instead of allocating it anew in every step.
+# `benchmarks/NOTES.md` tells what was tried and what each change gave.
 #
 # ## Stop, and go on
 #
@@ -594,10 +595,10 @@ for seed in (0, 1):
 # - Augmentation is one gather, and all its randomness depends on (seed, epoch) alone.
 # - bfloat16 holds the size of the gradients that this project studies; float16 would turn most of VGG38's into zeros.
 # - A step of VGG38 costs 0.84 GFLOP an image. On a CPU the time goes into the net, not the data.
-# - On a CPU this loop is 2.5 to 3.1 times as fast as the reports', up to 5.3 times on a third processor (README): in
-#   bfloat16 by cheaper products and fewer passes over memory, in float32 by fewer products. On a GPU it is 12 times as
-#   fast, by one launch a step, fewer passes over memory, and images already on the device; with seven runs side by side
-#   it is 23 times as fast.
+# - On a CPU this loop is 2.8 to 3.7 times as fast as the reports', up to 5.3 times on a third processor (README): by
+#   cheaper products in bfloat16 or fewer in float32, and by fewer passes over memory. On a GPU it is 12 times as fast,
+#   by one launch a step, fewer passes over memory, and images already on the device; with seven runs side by side it is
+#   23 times as fast.
 # - Runs trained together give the same results and gradients as when trained alone.
 # - A run cut off anywhere and resumed ends with the same history, gradients and result.
 #
