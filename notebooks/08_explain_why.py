@@ -260,7 +260,7 @@ LOOK, STEPS = {name: figures.look(name)[0] for name in RECIPES}, 240
 # %%
 def fit(net, lr, steps=STEPS, ask=lambda step: None):
     """Train a net by Adam; the loss of each step."""
-    _ = winograd.use(net)  # half the time
+    _ = winograd.use(net)  # it takes less time so
     optimizer, losses = torch.optim.Adam(net.train().parameters(), lr), []
     endless = chain.from_iterable(batches(50, epoch) for epoch in count())
     for step, (x, y) in zip(range(steps), endless, strict=False):
@@ -274,6 +274,7 @@ def fit(net, lr, steps=STEPS, ask=lambda step: None):
     return pd.Series(losses)
 
 
+# %%
 def learn(name, lr=None, steps=STEPS):
     """Train the net of a run; the loss of each step, and by step how far apart images are at the head."""
     run, apart = find(name), {}
