@@ -281,6 +281,16 @@ def test_a_block_of_one_convolution_or_a_negative_slope_stays(convs, slope, kind
     assert fused.use(nn.Sequential(Block(32, act=nn.LeakyReLU(slope), **PLAIN | dict(convs=convs))), kind) is None
 
 
+@ON_CPU
+def test_a_net_that_was_moved_to_another_device_is_torch_s_there(kind, most):
+    net = build("vgg08", 0)
+    assert fused.use(net, kind)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind.dtype == torch.bfloat16):
+        assert net.to("meta")(torch.randn(2, 3, 32, 32, device="meta")).shape == (2, 100)
+        block = next(m for m in net.modules() if type(m) is kind)
+        assert block(torch.randn(2, 32, 8, 8, dtype=torch.float32, device="meta")).device.type == "meta"
+
+
 def test_a_norm_that_is_not_by_the_batch_in_float32_is_torch_s(case):
     device, kind, _ = case
     x = torch.randn(4, 32, 8, 8, device=device).to(kind.dtype)

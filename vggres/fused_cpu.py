@@ -22,6 +22,11 @@ def available(dtype: torch.dtype = torch.bfloat16) -> str | None:
     return (library.by() or b"").decode() or None
 
 
+def reads(*tensors: Tensor) -> bool:
+    """Whether all are where the C code can read them."""
+    return all(t.device.type == "cpu" for t in tensors)
+
+
 def prepared(weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """The weights as the other functions here take them, for images of a type."""
     return weight.to(dtype, memory_format=torch.channels_last)

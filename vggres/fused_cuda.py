@@ -24,6 +24,11 @@ def available(dtype: torch.dtype = torch.bfloat16) -> str | None:
     return "triton" if ready else None
 
 
+def reads(*tensors: Tensor) -> bool:
+    """Whether all are where the kernels can read them; without a GPU, Triton interprets."""
+    return all(t.is_cuda for t in tensors) or not torch.cuda.is_available()
+
+
 def prepared(weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """The weights as the other functions here take them."""
     return weight.contiguous(memory_format=torch.channels_last)
