@@ -261,7 +261,7 @@ LOOK, STEPS = {name: figures.look(name)[0] for name in RECIPES}, 240
 def fit(net, lr, steps=STEPS, ask=lambda step: None):
     """Train a net by Adam; the loss of each step."""
     _ = winograd.use(net)  # it takes less time so
-    optimizer, losses = torch.optim.Adam(net.train().parameters(), lr), []
+    optimizer, losses = torch.optim.Adam(net.train().parameters(), lr, fused=True), []
     endless = chain.from_iterable(batches(50, epoch) for epoch in count())
     for step, (x, y) in zip(range(steps), endless, strict=False):
         ask(step)

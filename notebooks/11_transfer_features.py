@@ -57,7 +57,7 @@ def train(net, images, steps, lr, batch=25):
 elsewhere, here = data.synthetic(0), data.synthetic(1).subset(300)
 shuffled = elsewhere.train[0], np.random.default_rng(0).permutation(elsewhere.train[1])
 learned, misled = (
-    train(build("resnet18", seed=0), small(part), steps=60, lr=0.02).net.state_dict()
+    train(build("resnet18", seed=0), small(part), steps=40, lr=0.02).net.state_dict()
     for part in (elsewhere.train, shuffled)
 )
 

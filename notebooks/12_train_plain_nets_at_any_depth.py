@@ -40,7 +40,7 @@ train_set = data.Images(*data.load("synthetic").train)
 def fit(net, lr, steps=60, make=torch.optim.Adam, size=25, seed=0, ask=lambda step: None, labels=lambda y: y):
     """Train on batches of so many images, by Adam if not otherwise asked; the loss of each step."""
     _ = winograd.use(net)  # half the time
-    optimizer, losses = make(net.train().parameters(), lr), []
+    optimizer, losses = make(net.train().parameters(), lr, fused=True), []
     plans = chain.from_iterable(data.plan_epoch(len(train_set), seed, epoch).batches(size) for epoch in count())
     for step, plan in zip(range(steps), plans, strict=False):
         x, y = train_set.batch(plan)
@@ -171,9 +171,9 @@ moved["Adam, 1e-4"] = moved["Adam, 4e-4"] / 4
 with_muon = dict(lr=2e-2, make=Muon)
 
 
-def ends_only(params, lr):
+def ends_only(params, lr, **options):
     """Adam for the ends of the net; what lies between them stays as it is."""
-    return torch.optim.Adam(ends_and_middle(params)[0], lr)
+    return torch.optim.Adam(ends_and_middle(params)[0], lr, **options)
 
 
 race = {

@@ -467,12 +467,13 @@ def test_help_names_the_folders_and_needs_none(command):
     assert "--data" in done.stdout or "--results" in done.stdout
 
 
-def test_it_runs_as_a_module():
-    def module(*args):
-        command = [sys.executable, "-m", "vggres", *args]
-        return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+def test_help_lists_the_commands():
+    done = vggres("--help")
+    assert done.exit_code == 0 and all(command in done.stdout for command in ("train", "verify", "tables", "figures"))
 
-    help_, wrong = module("--help"), module("train", "vgg3")
-    assert help_.returncode == 0 and "train" in help_.stdout and "verify" in help_.stdout
+
+def test_it_runs_as_a_module():
+    command = [sys.executable, "-m", "vggres", "train", "vgg3"]
+    wrong = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert wrong.stderr.count("\n") == 1 and "vgg38" in wrong.stderr

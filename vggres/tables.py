@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pandas as pd
-from scipy import stats
+from scipy.special import ndtri, stdtrit  # quantiles; `scipy.stats` takes a second to import
 
 from vggres import records
 from vggres.errors import UserError
@@ -61,7 +61,7 @@ def interval(values: pd.Series) -> float | None:
     """Half width of the 95 % Student-t confidence interval of the mean over seeds; None for a single run."""
     if len(values) < 2:
         return None
-    return float(stats.t.ppf(0.975, len(values) - 1) * values.sem(skipna=False))
+    return float(stdtrit(len(values) - 1, 0.975) * values.sem(skipna=False))
 
 
 def _row(name: str, metric: str, runs: pd.DataFrame, told: pd.DataFrame) -> dict:
@@ -119,8 +119,8 @@ def prediction(values: pd.Series, other_images: int | None = None) -> float | No
     if n < 3 or values.isna().any():
         return None
     tail, mean = 0.975, values.mean()
-    sampling = stats.norm.ppf(tail) ** 2 * 2 * mean * (1 - mean) / other_images if other_images else 0.0
-    return float(((stats.t.ppf(tail, n - 1) * values.std()) ** 2 * (1 + 1 / n) + sampling) ** 0.5)
+    sampling = ndtri(tail) ** 2 * 2 * mean * (1 - mean) / other_images if other_images else 0.0
+    return float(((stdtrit(n - 1, tail) * values.std()) ** 2 * (1 + 1 / n) + sampling) ** 0.5)
 
 
 def verdict(told: float, decimals: float, values: pd.Series, other_images: int | None = None) -> str:
