@@ -24,11 +24,10 @@ notebooks: .venv ## readers: execute every chapter into build/, with HTML pages 
 	$(BIN)/vggres figures --out build/figures
 	@echo "Open build/index.html in a browser; the figures are in build/figures/"
 
-test: .venv ## lint, unit tests, then every chapter against its stored outputs
+test: .venv ## lint, unit tests, and every chapter against its stored outputs
 	$(BIN)/ruff check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=600 \
-	  --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/*.ipynb
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg tests notebooks/*.ipynb
 
 bench: .venv ## images a second of the naive loop and of this engine, and their ratio
 	$(BIN)/python -m benchmarks
