@@ -187,7 +187,7 @@ _CHANGED = [
     for init, slope, lr in product(("default", "he", "delta-orthogonal"), (0.01, 0.6), (1e-3, 4e-4))
     if (init, slope, lr) not in {("default", 0.01, 1e-3), ("delta-orthogonal", 0.6, 4e-4)}
 ]
-_CHANGED += [Run("vgg38", init=init, lr=1e-4) for init in ("he", "delta-orthogonal")]
+_CHANGED += [Run("vgg38", init=init, lr=1e-4) for init in ("default", "he", "delta-orthogonal")]
 _FIXES = [MENDED, MUON, Run("vgg38-skipinit")]
 _ASKED = [*_CHANGED, TWO_RATES, MENDED_68, MUON_68, *_BY_COSINE, *_BY_MUON, SCALED]
 
