@@ -1,6 +1,7 @@
 """A `Block` that trains with few passes over memory for what follows a 32-channel convolution: normalisation,
 shortcut, activation; on a CPU, the entry of a `VGG` too. The arithmetic is in `fused_cpu` and `fused_cuda`."""
 
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -24,8 +25,9 @@ class EntryOnCPU(nn.Sequential):
         ours = self.training and dtype == self.dtype and fused_cpu.reads(x, conv.weight)
         if not (ours and len(x) > 1 and _by_the_batch(norm)):
             return super().forward(x)
-        given = fused_cpu, x.to(dtype), conv.weight, conv.bias, None, act.negative_slope
-        return Layer.apply(*given, norm.weight, norm.bias, norm)[0]
+        slope, rest = _split(act)
+        given = fused_cpu, x.to(dtype), conv.weight, conv.bias, None, slope
+        return rest(Layer.apply(*given, norm.weight, norm.bias, norm)[0])
 
 
 class EntryInFloat32(EntryOnCPU):
@@ -60,14 +62,16 @@ class FusedBlock(Block):
     def _layer(self, x: Tensor, conv: nn.Conv2d, norm: nn.Module, shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
         """The layer's results, and its input again: the gradient of a shortcut from there comes back to this layer,
         which adds it to its own without another pass."""
-        slope, given = self.act.negative_slope, (self.kernels, x, conv.weight, conv.bias)
+        (slope, rest), given = _split(self.act), (self.kernels, x, conv.weight, conv.bias)
         if isinstance(norm, nn.Identity):
-            return Layer.apply(*given, shortcut, slope)
-        if _by_the_batch(norm):
-            return Layer.apply(*given, shortcut, slope, norm.weight, norm.bias, norm)
-        z, x = Layer.apply(*given, None, 1.0)
-        z = norm(z)
-        return self.act(z if shortcut is None else z + shortcut), x
+            y, x = Layer.apply(*given, shortcut, slope)
+        elif _by_the_batch(norm):
+            y, x = Layer.apply(*given, shortcut, slope, norm.weight, norm.bias, norm)
+        else:
+            z, x = Layer.apply(*given, None, 1.0)
+            z = norm(z)
+            y, rest = z if shortcut is None else z + shortcut, self.act
+        return rest(y), x
 
 
 class OnCPU(FusedBlock):
@@ -98,9 +102,15 @@ def use(net: nn.Module, kind: type[FusedBlock]) -> str | None:
 
 
 def _fits(block: Block) -> bool:
-    """The activation's results must have the sign of its input."""
-    shape, leaky = (CHANNELS, CHANNELS, 3, 3), isinstance(block.act, nn.LeakyReLU) and block.act.negative_slope >= 0
-    return leaky and block.convs > 1 and block.conv1.weight.shape == shape
+    """The kernels' activation must give results with the sign of its input."""
+    slope, _ = _split(block.act)
+    return slope >= 0 and block.convs > 1 and block.conv1.weight.shape == (CHANNELS, CHANNELS, 3, 3)
+
+
+def _split(act: nn.Module) -> tuple[float, Callable[[Tensor], Tensor]]:
+    """The slope of a LeakyReLU, which the kernels apply, and what is left to do: nothing. Any other activation is left
+    as it is, after a slope of 1."""
+    return (act.negative_slope, lambda y: y) if isinstance(act, nn.LeakyReLU) else (1.0, act)
 
 
 def _by_the_batch(norm: nn.Module) -> bool:
@@ -120,7 +130,7 @@ class Layer(torch.autograd.Function):
             known = [None, y if slope != 1 else None, None, None, None]
         else:
             z, y, batch = kernels.normalised(x, weight, bias, shortcut, slope, norm)
-            known = [z, y if shortcut is not None else None, gamma, beta, *batch]
+            known = [z, y if shortcut is not None and slope != 1 else None, gamma, beta, *batch]
         ctx.save_for_backward(x, weight, *known)
         ctx.kernels, ctx.slope = kernels, slope
         ctx.set_materialize_grads(False)
