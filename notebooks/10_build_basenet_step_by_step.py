@@ -331,7 +331,7 @@ assert early_start[6] < 23 < early_start[7]
 # ## See what the factor 0.1 mends in a deep narrow net
 #
 # *Live.* Is it plausible that depth hurts a net of step 4, in which every layer is normalised? Take sixteen blocks of
-# two convolutions, as many as BaseNet has, but only 64 channels wide and pooled early, to train in seconds: without a
+# two convolutions, as many as BaseNet has, but only 32 channels wide and pooled early, to train in seconds: without a
 # shortcut, with one, and with the branch times 0.1. Take each with three heads: one that can die; the same, with its
 # first linear layer kept at its initial weights; and that of step 7, which in so few steps cannot die, since BN, whose
 # shift begins at 0, keeps each of its units positive for some images. Everything else is the same: 50 steps of 25
@@ -348,10 +348,10 @@ HEAD = {
 
 
 def narrow(branch, head_norm):
-    """BaseNet's depth, 64 channels, and images of 8x8 from the second block on; seed 0."""
+    """BaseNet's depth, 32 channels, and images of 8x8 from the second block on; seed 0."""
     with torch.random.fork_rng(devices=[]):
         _ = torch.manual_seed(0)
-        return basenet((64,) * 16, pools=(1, 2), norm=True, convs=2, branch=branch, head_norm=head_norm)
+        return basenet((32,) * 16, pools=(1, 2), norm=True, convs=2, branch=branch, head_norm=head_norm)
 
 
 # %%
@@ -386,17 +386,17 @@ _ = panels[0].set_ylabel("training loss (nats; dotted: guessing)")
 plt.show()
 
 # %% [markdown]
-# **Figure 3.** All nine nets have BN at every convolution. *Left*, the report's head: without a shortcut the net hardly
-# leaves guessing in fifty steps, with one it guesses, and with the branch times 0.1 it learns. The report, too, calls
-# the factor "a massive boost"; that with the shortcut alone the accuracy "gradually went up" is not seen here. *Right*,
-# a head that cannot die: now the shortcut does it all, and the factor adds nothing. So in this net the shortcut mends
-# the depth. What the factor does for the head another cure does better (*middle*): keep its first linear layer at its
-# initial weights, and the bare shortcut reaches 1.7 nats in fifty steps, with the factor some 3.3, without a shortcut
-# 4.5. (Or take Adam at 2e-4: the bare shortcut reaches 3.3 in sixty; tried, not shown.)
+# **Figure 3.** All nine nets have BN at every convolution. *Left*, the report's head: without a shortcut, and
+# with one, the net hardly leaves guessing in fifty steps, and with the branch times 0.1 it learns. The report, too,
+# calls the factor "a massive boost"; that with the shortcut alone the accuracy "gradually went up" is not seen here.
+# *Right*, a head that cannot die: now the shortcut does it all, and the factor adds nothing. So in this net the
+# shortcut mends the depth. What the factor does for the head another cure does better (*middle*): keep its first linear
+# layer at its initial weights, and the bare shortcut reaches 1.9 nats in fifty steps, with the factor some 3.8, without
+# a shortcut 4.5. (Or take Adam at 2e-4: the bare shortcut reaches 3.7 in sixty; tried, not shown.)
 #
 # The legend counts the dead, on the last batch's 25 images. What kills them is the step of that layer itself: with all
-# else frozen they die as well, all of them with the bare shortcut and 94 % with the factor. (With two other seeds the
-# bare shortcut's die, too. Neither is shown.)
+# else frozen they die as well, all of them with the bare shortcut and 82 % with the factor. (With two other seeds the
+# bare shortcut kills 98 and 90 %. Neither is shown.)
 #
 # A like symptom is known: Szegedy, Ioffe et al. (2017) multiply branches by 0.1 to 0.3, since otherwise their nets of
 # more than a thousand filters "died" early in training: after tens of thousands of steps the last layer before the
@@ -416,7 +416,7 @@ mortal, frozen, immortal = (
 scaled = "shortcut, branch times 0.1"
 assert mortal[scaled] < min(mortal["shortcut"], mortal["no shortcut"]) - 0.1, "here the factor makes the difference"
 assert mortal["shortcut"] > mortal["no shortcut"] - 0.15 and falling["the head of steps 0 to 6"]["shortcut"][1] > 0.9
-assert frozen["shortcut"] < frozen[scaled] - 0.8 < frozen["no shortcut"] - 1.5, "here the factor costs"
+assert frozen["shortcut"] < frozen[scaled] - 0.8 < frozen["no shortcut"] - 1.2, "here the factor costs"
 assert max(immortal["shortcut"], immortal[scaled]) < immortal["no shortcut"] - 1, "here the shortcut does"
 assert abs(immortal["shortcut"] - immortal[scaled]) < 0.4
 

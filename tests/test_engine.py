@@ -260,12 +260,12 @@ def test_vgg08_learns_the_synthetic_set(synthetic):
 
 
 def test_bf16_and_fp32_agree(synthetic):
-    images = data.Images(*synthetic.subset(100).train)
+    images = data.Images(*synthetic.subset(60).train)
     losses = {}
     for precision in ("bf16", "fp32"):
         fast = Engine(build("vgg38-bn-rc", 0), 1e-3, 0, CPU, precision)
         losses[precision] = []
-        for batch in data.plan_epoch(100, 0, 0).batches(20):
+        for batch in data.plan_epoch(60, 0, 0).batches(20):
             fast.step(images, batch, 1e-3)
             losses[precision].append(fast.metrics()[0])
         assert all(p.dtype == p.grad.dtype == torch.float32 for p in fast.net.parameters())

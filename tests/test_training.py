@@ -554,7 +554,7 @@ def test_progress_on_a_terminal_shows_loss_accuracy_speed_and_time_left(tmp_path
 @pytest.mark.parametrize(
     "run",
     [
-        Run("resnet18-dropout").tiny(limit=16, epochs=2, batch=8),
+        Run("resnet18-dropout").tiny(limit=8, epochs=2, batch=4),
         Run("basenet-1", optimizer="sgd", lr=1e-2).tiny(limit=200, epochs=2, batch=50),
         Run("vgg16-bn-rc", optimizer="muon", lr=1e-2).tiny(limit=200, epochs=2, batch=50),
         Run("vgg08", optimizer="adam-scaled").tiny(limit=200, epochs=2, batch=50),
