@@ -334,7 +334,7 @@ assert early_start[6] < 23 < early_start[7]
 # two convolutions, as many as BaseNet has, but only 32 channels wide and pooled early, to train in seconds: without a
 # shortcut, with one, and with the branch times 0.1. Take each with three heads: one that can die; the same, with its
 # first linear layer kept at its initial weights; and that of step 7, which in so few steps cannot die, since BN, whose
-# shift begins at 0, keeps each of its units positive for some images. Everything else is the same: 50 steps of 25
+# shift begins at 0, keeps each of its units positive for some images. Everything else is the same: 60 steps of 25
 # images by Adam at 1e-3, which kills heads.
 
 # %%
@@ -355,7 +355,7 @@ def narrow(branch, head_norm):
 
 
 # %%
-def losses(branch, head_norm, frozen, count=50, batch=25):
+def losses(branch, head_norm, frozen, count=60, batch=25):
     """Training loss (nats), a mean of every ten steps; and the share of the head's units that no image reaches then."""
     net, found = narrow(branch, head_norm), []
     relu = [type(module) for module in net].index(torch.nn.ReLU)
@@ -377,7 +377,7 @@ falling = {head: {text: losses(b, *how) for text, b in BRANCH.items()} for head,
 fig, panels = plt.subplots(1, 3, figsize=(12.5, 3.4), sharey=True)
 for axes, (head, lines) in zip(panels, falling.items(), strict=True):
     for (text, (values, gone)), colour, marker in zip(lines.items(), figures.PALETTE, "vso", strict=False):
-        axes.plot(range(10, 51, 10), values, color=colour, marker=marker, ms=5, label=f"{text}: {gone:.0%} dead")
+        axes.plot(range(10, 61, 10), values, color=colour, marker=marker, ms=5, label=f"{text}: {gone:.0%} dead")
     axes.axhline(np.log(100), color="0.6", lw=0.8, ls=":")
     axes.set(xlabel="training step", title=head)
     axes.legend(frameon=False, loc="lower left", fontsize=8)
@@ -387,16 +387,16 @@ plt.show()
 
 # %% [markdown]
 # **Figure 3.** All nine nets have BN at every convolution. *Left*, the report's head: without a shortcut, and
-# with one, the net hardly leaves guessing in fifty steps, and with the branch times 0.1 it learns. The report, too,
+# with one, the net hardly leaves guessing in sixty steps, and with the branch times 0.1 it learns. The report, too,
 # calls the factor "a massive boost"; that with the shortcut alone the accuracy "gradually went up" is not seen here.
 # *Right*, a head that cannot die: now the shortcut does it all, and the factor adds nothing. So in this net the
 # shortcut mends the depth. What the factor does for the head another cure does better (*middle*): keep its first linear
-# layer at its initial weights, and the bare shortcut reaches 1.9 nats in fifty steps, with the factor some 3.8, without
-# a shortcut 4.5. (Or take Adam at 2e-4: the bare shortcut reaches 3.7 in sixty; tried, not shown.)
+# layer at its initial weights, and the bare shortcut reaches 1.3 nats in sixty steps, with the factor some 3.6, without
+# a shortcut 4.4. (Or take Adam at 2e-4: the bare shortcut reaches 3.7; tried, not shown.)
 #
 # The legend counts the dead, on the last batch's 25 images. What kills them is the step of that layer itself: with all
-# else frozen they die as well, all of them with the bare shortcut and 82 % with the factor. (With two other seeds the
-# bare shortcut kills 98 and 90 %. Neither is shown.)
+# else frozen they die as well, after fifty steps all of them with the bare shortcut and 82 % with the factor. (With two
+# other seeds the bare shortcut kills 98 and 90 %. Neither is shown.)
 #
 # A like symptom is known: Szegedy, Ioffe et al. (2017) multiply branches by 0.1 to 0.3, since otherwise their nets of
 # more than a thousand filters "died" early in training: after tens of thousands of steps the last layer before the
@@ -416,7 +416,7 @@ mortal, frozen, immortal = (
 scaled = "shortcut, branch times 0.1"
 assert mortal[scaled] < min(mortal["shortcut"], mortal["no shortcut"]) - 0.1, "here the factor makes the difference"
 assert mortal["shortcut"] > mortal["no shortcut"] - 0.15 and falling["the head of steps 0 to 6"]["shortcut"][1] > 0.9
-assert frozen["shortcut"] < frozen[scaled] - 0.8 < frozen["no shortcut"] - 1.2, "here the factor costs"
+assert frozen["shortcut"] < frozen[scaled] - 0.8 < frozen["no shortcut"] - 1.5, "here the factor costs"
 assert max(immortal["shortcut"], immortal[scaled]) < immortal["no shortcut"] - 1, "here the shortcut does"
 assert abs(immortal["shortcut"] - immortal[scaled]) < 0.4
 
