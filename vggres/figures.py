@@ -347,7 +347,8 @@ def stamp(fig: Figure, names: list[str], results: Path | str | None = None, seed
     each = "single run" if runs.run.is_unique else f"n = {len(runs)} in all"
     commits = ", ".join(sorted(set(runs.commit.str.split(", then ").explode().str[:7])))
     devices = sorted(set(", then ".join(runs.device).split(", then ")))
-    devices = f"{'; '.join(devices)} ({', '.join(sorted(set(runs.precision)))})"
+    precisions = sorted(set(", then ".join(runs.precision).split(", then ")))
+    devices = f"{'; '.join(devices)} ({', '.join(precisions)})"
     digests = runs.set_index("run").digest.items()
     sets = {find(n).dataset.partition("-")[0].replace("cifar", "CIFAR-"): digest[:8] for n, digest in digests}
     data = ", ".join(f"{name} {digest}" for name, digest in sets.items())
