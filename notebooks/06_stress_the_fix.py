@@ -385,11 +385,11 @@ assert len(without) == len(decay) == 3
 assert all(decay[metric].min() > without[metric].max() for metric in ("val_acc", "test_acc"))
 assert decay.val_loss.max() < without.val_loss.min() - 0.3 and 100 * abs(means.train_acc.diff().iloc[1]) < 1
 lowest = {n: records.load_series(n, "history.csv").groupby("seed").val_loss.min() for n in ("vgg38-resnet", decayed[0])}
+rises, held = (runs.loc[name].set_index("seed").val_loss - low for name, low in lowest.items())
+assert rises.between(0.15, 0.3).all() and held.between(0.01, 0.04).all()
 path = records.load_series("vgg38-resnet-sigmoid", "history.csv").set_index("epoch")
 ahead, jumps = path.train_acc - path.val_acc, path.val_acc.diff().abs()
 assert 100 * ahead[20:60].mean() > 10 and 100 * ahead[100] < 2 and jumps[20:60].mean() > 4 * jumps[91:].mean()
-rises, held = (runs.loc[name].set_index("seed").val_loss - low for name, low in lowest.items())
-assert rises.between(0.15, 0.3).all() and held.between(0.01, 0.04).all()
 
 # %% [markdown]
 # It is worth three points on the validation images (in the report 3.0 beside its own seed 0, 3.5 beside the mean of its

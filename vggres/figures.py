@@ -345,9 +345,10 @@ def stamp(fig: Figure, names: list[str], results: Path | str | None = None, seed
     runs = runs[runs.run.isin(names) & ((seed is None) | (runs.seed == seed))]
     seeds = ", ".join(str(s) for s in sorted(runs.seed.unique()))
     each = "single run" if runs.run.is_unique else f"n = {len(runs)} in all"
-    commits = ", ".join(sorted(set(runs.commit.str.split(", then ").explode().str[:7])))
-    devices = sorted(set(", then ".join(runs.device).split(", then ")))
-    precisions = sorted(set(", then ".join(runs.precision).split(", then ")))
+    commits, devices, precisions = (
+        sorted(set(runs[column].str.split(", then ").explode())) for column in ("commit", "device", "precision")
+    )
+    commits = ", ".join(commit[:7] for commit in commits)
     devices = f"{'; '.join(devices)} ({', '.join(precisions)})"
     digests = runs.set_index("run").digest.items()
     sets = {find(n).dataset.partition("-")[0].replace("cifar", "CIFAR-"): digest[:8] for n, digest in digests}
